@@ -1,0 +1,30 @@
+"""RNA sequences in; reactivity, base pairs with pseudoknots, and 3D coordinates out, each with a confidence.
+
+>>> __version__.count(".")
+2
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ribonanzamamba.prediction.predict import Predictor
+
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
+
+
+def load(path_or_preset: str | Path | None = None, device: str = "auto") -> Predictor:
+    """Predictor from a checkpoint folder or the name of a preset; None: the weights that come with the package.
+
+    Raises:
+        ValueError: weights that do not fit their description, or a device that is not there.
+        OSError: no such checkpoint or preset, or it cannot be read.
+    """
+    # PyTorch is imported when it is needed: `ribonanzamamba --help` does without
+    from ribonanzamamba.prediction import predict
+
+    return predict.load(path_or_preset, device)
