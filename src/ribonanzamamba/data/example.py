@@ -1,0 +1,77 @@
+"""One RNA with whatever was measured on it, as NumPy arrays.
+
+Knows nothing of files, tensors or batches.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32
+
+UNPAIRED = -1
+"""Entry of `partners` for a nucleotide known to pair with none."""
+UNKNOWN = -2
+"""Entry of `partners` for a nucleotide of which nothing is known: it takes no part in a loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One RNA and its measurements; each array is None where the table says nothing of its kind.
+
+    Arrays that a reader returns are read-only views: copy before changing one.
+    """
+
+    id: str
+    sequence: str
+    """Letters A C G U N."""
+    cluster: int
+    """Number of the group of related sequences, comparable within one family of tables; negative: not clustered."""
+    cluster_size: int
+    """Rows of that cluster in the whole table, train and valid together."""
+    dataset: str
+    reactivity: Float[np.ndarray, "length probe"] | None = None
+    """Dimensionless, 1 = 90th percentile of its data set, NaN = not measured; probes in the order of `PROBES`."""
+    reactivity_weight: Float32[np.ndarray, "length probe"] | None = None
+    """Trust in each value, 0 (not measured) to 1."""
+    partners: Int32[np.ndarray, " length"] | None = None
+    """0-based partner of each nucleotide, -1 unpaired, -2 unknown."""
+    coordinates: Float32[np.ndarray, "length atom 3"] | None = None
+    """Angstrom, atoms in the order of `ATOMS`, NaN = missing."""
+
+    @property
+    def length(self) -> int:
+        return len(self.sequence)
+
+
+def crop(example: Example, start: int, stop: int) -> Example:
+    """The nucleotides start to stop (0-based, stop excluded) of an example.
+
+    A nucleotide whose partner lies outside is neither paired nor unpaired there: its partner becomes -2, unknown.
+    Reactivities and coordinates are views of the example's.
+
+    Raises:
+        ValueError: not 0 <= start < stop <= length.
+
+    >>> whole = Example("x", "GGAACC", 0, 1, "", partners=np.array([5, 4, -1, -1, 1, 0], dtype=np.int32))
+    >>> part = crop(whole, 1, 6)
+    >>> part.sequence, part.partners.tolist()
+    ('GAACC', [3, -1, -1, 0, -2])
+    """
+    if not 0 <= start < stop <= example.length:
+        raise ValueError(f"expected 0 <= start < stop <= {example.length}, got start {start} and stop {stop}")
+    if start == 0 and stop == example.length:
+        return example
+    return replace(
+        example,
+        sequence=example.sequence[start:stop],
+        reactivity=None if example.reactivity is None else example.reactivity[start:stop],
+        reactivity_weight=None if example.reactivity_weight is None else example.reactivity_weight[start:stop],
+        partners=None if example.partners is None else _crop_partners(example.partners, start, stop),
+        coordinates=None if example.coordinates is None else example.coordinates[start:stop],
+    )
+
+
+def _crop_partners(partners: Int32[np.ndarray, " length"], start: int, stop: int) -> Int32[np.ndarray, " crop"]:
+    inside = partners[start:stop]
+    shifted = np.where((inside >= start) & (inside < stop), inside - start, UNKNOWN)
+    return np.where(inside < 0, inside, shifted).astype(np.int32)

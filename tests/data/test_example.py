@@ -1,0 +1,61 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ribonanzamamba.data.example import Example, crop
+
+
+def make_example() -> Example:
+    return Example(
+        id="hairpin",
+        sequence="GGAAACCU",
+        cluster=3,
+        cluster_size=7,
+        dataset="made",
+        reactivity=np.arange(16, dtype=np.float16).reshape(8, 2),
+        reactivity_weight=np.ones((8, 2), dtype=np.float32),
+        partners=np.array([6, 5, -1, -1, -2, 1, 0, -1], dtype=np.int32),
+        coordinates=np.arange(96, dtype=np.float32).reshape(8, 4, 3),
+    )
+
+
+def test_crop_slices_every_array_and_makes_outside_partners_unknown():
+    whole = make_example()
+    part = crop(whole, 1, 6)
+    assert part.sequence == "GAAAC" and part.length == 5
+    assert part.partners.tolist() == [4, -1, -1, -2, 0]
+    np.testing.assert_array_equal(part.reactivity, whole.reactivity[1:6])
+    np.testing.assert_array_equal(part.coordinates, whole.coordinates[1:6])
+    assert (part.id, part.cluster, part.cluster_size, part.dataset) == ("hairpin", 3, 7, "made")
+    assert crop(whole, 1, 5).partners.tolist() == [-2, -1, -1, -2]
+
+
+def test_crop_leaves_the_example_as_it_was():
+    whole = make_example()
+    before = whole.partners.copy()
+    crop(whole, 2, 8)
+    np.testing.assert_array_equal(whole.partners, before)
+
+
+def test_crop_to_everything_is_the_example_itself():
+    whole = make_example()
+    assert crop(whole, 0, 8) is whole
+
+
+def test_crop_keeps_missing_arrays_missing():
+    bare = Example("bare", "ACGU", 0, 1, "made")
+    part = crop(bare, 1, 2)
+    assert part.sequence == "C"
+    assert part.reactivity is part.reactivity_weight is part.partners is part.coordinates is None
+
+
+@pytest.mark.parametrize("start, stop", [(-1, 3), (0, 9), (4, 4), (5, 3)])
+def test_crop_refuses_an_impossible_window(start, stop):
+    with pytest.raises(ValueError, match=r"0 <= start < stop <= 8"):
+        crop(make_example(), start, stop)
+
+
+def test_example_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_example().sequence = "A"
