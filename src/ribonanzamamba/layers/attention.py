@@ -1,0 +1,41 @@
+"""Self-attention along the sequence, biased by the pair track."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ribonanzamamba.layers.norm import RMSNorm
+
+MASKED_LOGIT = -1e9
+"""Finite, so that a row without any real position stays finite; exp of it is exactly 0 beside any real logit."""
+
+
+class PairBiasedAttention(nn.Module):
+    """Attention whose logits get a learned bias from each pair's features; masked positions are never attended to."""
+
+    def __init__(self, width: int, pair_width: int, *, heads: int):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads: expected a divisor of {width}, got {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.pair_norm = RMSNorm(pair_width)
+        self.bias = nn.Linear(pair_width, heads, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.query_norm = RMSNorm(width // heads)
+        self.key_norm = RMSNorm(width // heads)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length width"],
+        pair: Float[Tensor, "batch length length pair_width"],
+        mask: Bool[Tensor, "batch length"],
+    ) -> Float[Tensor, "batch length width"]:
+        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
+        q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
+        bias = rearrange(self.bias(self.pair_norm(pair)), "b i j h -> b h i j")
+        # contiguous: the fused attention kernels want the last axis dense
+        bias = bias.masked_fill(~mask[:, None, None, :], MASKED_LOGIT).to(v.dtype).contiguous()
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(rearrange(y, "b h l d -> b l (h d)"))

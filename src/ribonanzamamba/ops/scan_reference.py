@@ -1,0 +1,57 @@
+"""The definition of the state-space recurrence: a loop over positions that one reads beside the paper, in any dtype.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,    y_t = C_t h_t + D x_t,    times silu(z_t) where z is given
+
+Slow on purpose; the other implementations are tested against it, outputs and gradients.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ssd_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = False,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Outputs (and the last state) of the recurrence with a scalar decay a head; arguments as in `ops.ssd.ssd`.
+
+    Source: Dao and Gu 2024 (Mamba-2), equation 2 with A = a I.
+    """
+    b, l, h, p = x.shape
+    n = B.shape[-1]
+    if dt_bias is not None:
+        dt = dt + dt_bias
+    if dt_softplus:
+        dt = F.softplus(dt)
+    B = B.repeat_interleave(h // B.shape[2], dim=2)  # b l h n
+    C = C.repeat_interleave(h // C.shape[2], dim=2)
+    state = x.new_zeros(b, h, n, p) if initial_state is None else initial_state
+    # unbind, not indexing: the backward of x[:, t] would write a full-size zero tensor at every step
+    steps = [tensor.unbind(1) for tensor in (x, dt, B, C)]
+    outputs: list[Tensor] = [x.new_zeros(b, h, p)] * l
+    for t in reversed(range(l)) if reverse else range(l):
+        x_t, dt_t, B_t, C_t = (step[t] for step in steps)
+        present = torch.ones(b, dtype=torch.bool, device=x.device) if lengths is None else t < lengths
+        new = torch.exp(dt_t * A)[..., None, None] * state + torch.einsum("bh,bhn,bhp->bhnp", dt_t, B_t, x_t)
+        state = torch.where(present[:, None, None, None], new, state)
+        y_t = torch.einsum("bhn,bhnp->bhp", C_t, state)
+        if D is not None:
+            y_t = y_t + D[:, None] * x_t
+        outputs[t] = torch.where(present[:, None, None], y_t, torch.zeros_like(y_t))
+    y = torch.stack(outputs, dim=1) if l else torch.zeros_like(x)
+    if z is not None:
+        y = y * F.silu(z)
+    return (y, state) if return_state else y
