@@ -1,0 +1,44 @@
+"""One block of the trunk: convolution, then state space beside attention joined by a gate, then feed-forward, then the pair track."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ribonanzamamba.layers import BiMamba, PairBiasedAttention, PairUpdate, RMSNorm, SeparableConvolution
+from ribonanzamamba.model.config import ModelConfig
+
+
+class Block(nn.Module):
+    """Sequence track and pair track, each informed by the other."""
+
+    def __init__(self, config: ModelConfig, *, dilation: int):
+        super().__init__()
+        width = config.width
+        self.convolution = SeparableConvolution(width, config.kernels)
+        self.mixer_norm = RMSNorm(width)
+        self.attention = PairBiasedAttention(width, config.pair_width, heads=config.heads)
+        self.mamba = BiMamba(width, d_state=config.d_state, expand=config.expand, head_width=config.head_width)
+        self.gate = nn.Linear(2 * width, width)
+        self.feed_norm = RMSNorm(width)
+        self.feed_in = nn.Linear(width, config.feed_forward * width)
+        self.feed_out = nn.Linear(config.feed_forward * width, width)
+        self.pair_update = PairUpdate(width, config.pair_width, dilation=dilation)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch length width"],
+        pair: Float[Tensor, "batch length length pair_width"],
+        mask: Bool[Tensor, "batch length"],
+        pair_mask: Bool[Tensor, "batch length length 1"],
+        lengths: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
+        x = x + self.dropout(self.convolution(x, mask))
+        h = self.mixer_norm(x)
+        attended = self.attention(h, pair, mask)
+        scanned = self.mamba(h, lengths)
+        gate = torch.sigmoid(self.gate(torch.cat([attended, scanned], dim=-1)))
+        x = x + self.dropout(gate * attended + (1 - gate) * scanned)
+        x = x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
+        return x, self.pair_update(x, pair, pair_mask)

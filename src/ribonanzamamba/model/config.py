@@ -1,0 +1,54 @@
+"""What a RibonanzaMamba network is made of."""
+
+from dataclasses import asdict, dataclass, fields
+
+from ribonanzamamba.rna.records import PROBES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of a network; the defaults are the released one."""
+
+    width: int = 256
+    """Channels of the sequence track."""
+    pair_width: int = 64
+    """Channels of the pair track."""
+    blocks: int = 8
+    heads: int = 8
+    """Attention heads of the sequence track."""
+    kernels: tuple[int, ...] = (3, 5, 7, 17)
+    """Widths of the depthwise convolutions, nucleotides; each serves an equal share of the channels."""
+    d_state: int = 32
+    """State size of the state space, a head and direction."""
+    expand: int = 2
+    """Inner width of the state space in units of `width`."""
+    head_width: int = 64
+    """Channels a state-space head."""
+    feed_forward: int = 4
+    """Inner width of the feed-forward layer in units of `width`."""
+    dilations: tuple[int, ...] = (1, 2, 4, 1)
+    """Dilations of the pair convolutions, nucleotides, repeated over the blocks."""
+    dropout: float = 0.1
+    """Dropped share of each residual branch of the sequence track."""
+    coordinate_width: int = 192
+    """Channels of the coordinate module."""
+    coordinate_layers: int = 4
+    coordinate_models: int = 5
+    """Different 3D models predicted at once."""
+    probes: tuple[str, ...] = PROBES
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ModelConfig":
+        """Config from plain values, as in TOML or JSON.
+
+        Raises:
+            ValueError: an unknown key.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"model: unknown keys {unknown}; known are {sorted(known)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def to_dict(self) -> dict:
+        return asdict(self)

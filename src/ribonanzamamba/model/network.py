@@ -1,0 +1,139 @@
+"""RibonanzaMamba: sequence to reactivity, base pairs and coordinates.
+
+Choices:
+- a sequence track and a pair track that inform each other in every block, as in RibonanzaNet
+- sequence track: multi-scale depthwise-separable convolution, then a bidirectional state space beside attention, joined by a learned gate
+- attention gets a bias from the pair track; the pair track gets a factorised outer product, never a (B, L, L, 1024) tensor
+- pair updates are 3 x 3 convolutions with growing dilation: helices are diagonals of the pair map
+- positions are relative, exact to 32 nt, logarithmic to 256 nt and constant beyond, so that longer RNAs than in training mean nothing new
+- RMS norms before each branch, queries and keys normalised, no biases where a norm follows
+- every mask is bool, made once from the tokens' lengths, never written to
+- coordinates by rigid frames and invariant point attention, several models at once
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ribonanzamamba.model.block import Block
+from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.model.coordinates import CoordinateModule, expected_plddt
+from ribonanzamamba.model.heads import PairHead, ReactivityHead, pair_probability
+
+TASKS = ("reactivity", "structure", "coordinates")
+TOKENS = 5
+"""A C G U N; padding is N under a False mask."""
+EXACT_OFFSET = 32
+LARGEST_OFFSET = 256
+OFFSET_BINS = 12
+"""Relative positions: exact to the first, logarithmic bins to the second, nucleotides."""
+CELLS_FOR_ALL_MODELS = 600 * 600
+"""Pair cells above which the coordinate models are computed one after the other, to save memory."""
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What the network says of a batch; a field is None where its task was not asked for."""
+
+    reactivity: Float[Tensor, "batch length probe"] | None = None
+    reactivity_error: Float[Tensor, "batch length probe"] | None = None
+    """Expected absolute error, in the unit of the reactivity."""
+    pair_logit: Float[Tensor, "batch length length"] | None = None
+    no_partner_logit: Float[Tensor, "batch length"] | None = None
+    coordinates: Float[Tensor, "batch model length 4 3"] | None = None
+    """Angstrom, atoms as in `rna.records.ATOMS`."""
+    plddt_logit: Float[Tensor, "batch model length bin"] | None = None
+    distance_logit: Float[Tensor, "batch length length bin"] | None = None
+    """C1'-C1' distance bins; in training only."""
+
+    @property
+    def pair_probability(self) -> Float[Tensor, "batch length length"] | None:
+        """Symmetric, zero diagonal, rows sum to at most 1."""
+        return None if self.pair_logit is None else pair_probability(self.pair_logit, self.no_partner_logit)
+
+    @property
+    def plddt(self) -> Float[Tensor, "batch model length"] | None:
+        """0 to 100."""
+        return None if self.plddt_logit is None else expected_plddt(self.plddt_logit)
+
+
+class RibonanzaMamba(nn.Module):
+    """The network."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.nucleotide = nn.Embedding(TOKENS, config.width)
+        self.nucleotide_pair = nn.Embedding(TOKENS * TOKENS, config.pair_width)
+        self.offset = nn.Embedding(2 * (EXACT_OFFSET + OFFSET_BINS) + 1, config.pair_width)
+        self.blocks = nn.ModuleList(
+            [Block(config, dilation=config.dilations[k % len(config.dilations)]) for k in range(config.blocks)]
+        )
+        self.reactivity_head = ReactivityHead(config.width, len(config.probes))
+        self.pair_head = PairHead(config.width, config.pair_width)
+        self.coordinate_module = CoordinateModule(
+            config.width,
+            config.pair_width,
+            coordinate_width=config.coordinate_width,
+            layers=config.coordinate_layers,
+            models=config.coordinate_models,
+        )
+
+    def fuse(self) -> None:
+        """Compile the elementwise chains of the pair track (seconds, once for all shapes); worth it on a GPU, for training."""
+        for block in self.blocks:
+            block.pair_update.fuse()
+            block.attention.pair_norm.fuse()
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch length"],
+        mask: Bool[Tensor, "batch length"],
+        tasks: Collection[str] = TASKS,
+    ) -> ModelOutput:
+        """Outputs for the tasks asked for; `mask` is True for real nucleotides, which come first in each row."""
+        lengths = mask.sum(1)
+        pair_mask = (mask[:, :, None] & mask[:, None, :])[..., None]
+        x = self.nucleotide(tokens)
+        pair = self.nucleotide_pair(tokens[:, :, None] * TOKENS + tokens[:, None, :])
+        pair = pair + self.offset(offset_bins(tokens.shape[1], tokens.device))
+        if torch.is_autocast_enabled(tokens.device.type):
+            # the largest tensor stays in the compute dtype; the sequence track's sum stays float32
+            pair = pair.to(torch.get_autocast_dtype(tokens.device.type))
+        for block in self.blocks:
+            x, pair = block(x, pair, mask, pair_mask, lengths)
+        return self.read(x, pair, mask, tasks)
+
+    def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:
+        """The heads."""
+        outputs = {}
+        if "reactivity" in tasks:
+            outputs["reactivity"], outputs["reactivity_error"] = self.reactivity_head(x)
+        if "structure" in tasks:
+            outputs["pair_logit"], outputs["no_partner_logit"] = self.pair_head(x, pair, mask)
+        if "coordinates" in tasks:
+            models = range(self.config.coordinate_models)
+            together = self.training or pair.shape[0] * pair.shape[1] ** 2 <= CELLS_FOR_ALL_MODELS
+            parts = [slice(None)] if together else [slice(k, k + 1) for k in models]
+            read = [self.coordinate_module(x, pair, mask, part) for part in parts]
+            outputs["coordinates"] = torch.cat([coordinates for coordinates, _ in read], dim=1)
+            outputs["plddt_logit"] = torch.cat([quality for _, quality in read], dim=1)
+            if self.training:
+                outputs["distance_logit"] = self.coordinate_module.distance_logit(pair)
+        return ModelOutput(**outputs)
+
+
+def offset_bins(length: int, device: torch.device | str = "cpu") -> Int[Tensor, "length length"]:
+    """Bin of j - i for every pair: exact to 32, logarithmic to 256, one bin beyond; the sign is kept."""
+    position = torch.arange(length, device=device)
+    offset = position[None, :] - position[:, None]
+    distance = offset.abs()
+    octaves = torch.log(distance.clamp(min=EXACT_OFFSET) / EXACT_OFFSET) / torch.log(
+        torch.tensor(LARGEST_OFFSET / EXACT_OFFSET, device=device)
+    )
+    far = EXACT_OFFSET + (octaves * OFFSET_BINS).long().clamp(max=OFFSET_BINS)
+    binned = torch.where(distance <= EXACT_OFFSET, distance, far)
+    return EXACT_OFFSET + OFFSET_BINS + offset.sign() * binned

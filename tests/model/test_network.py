@@ -1,0 +1,122 @@
+"""The network: nothing but an RNA itself changes its prediction, all of the RNA does, and all parameters learn."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ribonanzamamba.data.batch import Batch
+from ribonanzamamba.model.network import EXACT_OFFSET, LARGEST_OFFSET, OFFSET_BINS, TASKS, offset_bins
+from ribonanzamamba.training.config import LossConfig
+from ribonanzamamba.training.loss import losses
+
+FIELDS = ("reactivity", "reactivity_error", "pair_probability", "coordinates", "plddt")
+
+
+def random_rna(length: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, 4, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def pad(rnas: list[torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.full((len(rnas), length), 4)
+    mask = torch.zeros(len(rnas), length, dtype=torch.bool)
+    for row, rna in enumerate(rnas):
+        tokens[row, : len(rna)] = rna
+        mask[row, : len(rna)] = True
+    return tokens, mask
+
+
+def crop(output, row: int, length: int) -> dict[str, torch.Tensor]:
+    cut = {name: getattr(output, name)[row] for name in FIELDS}
+    return {
+        "reactivity": cut["reactivity"][:length],
+        "reactivity_error": cut["reactivity_error"][:length],
+        "pair_probability": cut["pair_probability"][:length, :length],
+        "coordinates": cut["coordinates"][:, :length],
+        "plddt": cut["plddt"][:, :length],
+    }
+
+
+@torch.inference_mode()
+def test_padding_and_batch_mates_change_nothing(small_network):
+    rnas = [random_rna(length, seed) for seed, length in enumerate((20, 1, 63, 64, 65, 130))]
+    together = small_network(*pad(rnas, 171))
+    for row, rna in enumerate(rnas):
+        alone = small_network(*pad([rna], len(rna)))
+        for name, value in crop(alone, 0, len(rna)).items():
+            difference = (crop(together, row, len(rna))[name] - value).abs().max()
+            assert difference < 1e-4, f"{name} of RNA {row}: {difference}"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changed", [0, 149], ids=["first", "last"])
+def test_a_far_nucleotide_changes_everything(small_network, changed):
+    rna = random_rna(150, 3)
+    other = rna.clone()
+    other[changed] = (other[changed] + 1) % 4
+    before, after = (small_network(*pad([each], 150)) for each in (rna, other))
+    far = 149 - changed
+    for name in ("reactivity", "coordinates", "plddt"):
+        position = (0, far) if name == "reactivity" else (0, slice(None), far)
+        assert not torch.equal(getattr(before, name)[position], getattr(after, name)[position]), name
+    assert not torch.equal(before.pair_logit[0, far], after.pair_logit[0, far])
+
+
+def test_every_parameter_gets_a_gradient(small_network):
+    tokens, mask = pad([random_rna(30, 1), random_rna(24, 2)], 32)
+    generator = torch.Generator().manual_seed(0)
+    probes = len(small_network.config.probes)
+    partners = torch.where(mask, -1, -2)
+    partners[0, 3], partners[0, 20] = 20, 3
+    batch = Batch(
+        ids=("a", "b"),
+        tokens=tokens,
+        mask=mask,
+        reactivity=torch.rand(2, 32, probes, generator=generator),
+        reactivity_weight=mask[..., None].float().expand(2, 32, probes),
+        partners=partners,
+        coordinates=torch.randn(2, 32, 4, 3, generator=generator) * 10,
+    )
+    small_network.train()
+    output = small_network(tokens, mask)
+    losses(output, batch).total(LossConfig()).backward()
+    without = [
+        name
+        for name, parameter in small_network.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().sum() > 0
+    ]
+    assert without == []
+
+
+def test_tasks_not_asked_for_are_none(small_network):
+    output = small_network(*pad([random_rna(12, 0)], 12), ("structure",))
+    present = {field.name for field in dataclasses.fields(output) if getattr(output, field.name) is not None}
+    assert present == {"pair_logit", "no_partner_logit"}
+    assert set(TASKS) == {"reactivity", "structure", "coordinates"}
+
+
+@torch.inference_mode()
+def test_pair_probability_is_a_probability(small_network):
+    tokens, mask = pad([random_rna(40, 5), random_rna(9, 6)], 48)
+    probability = small_network(tokens, mask).pair_probability
+    assert torch.equal(probability, probability.transpose(1, 2))
+    assert (probability.diagonal(dim1=1, dim2=2) == 0).all()
+    assert (probability.sum(-1) <= 1 + 1e-5).all()
+    assert (probability[1, 9:] == 0).all()
+
+
+@torch.inference_mode()
+def test_models_one_by_one_equal_models_together(small_network, monkeypatch):
+    tokens, mask = pad([random_rna(30, 8)], 30)
+    together = small_network(tokens, mask)
+    monkeypatch.setattr("ribonanzamamba.model.network.CELLS_FOR_ALL_MODELS", 0)
+    apart = small_network(tokens, mask)
+    torch.testing.assert_close(apart.coordinates, together.coordinates, atol=1e-4, rtol=0)
+
+
+def test_offsets_extrapolate():
+    bins = offset_bins(1000)
+    assert bins.min() == 0 and bins.max() == 2 * (EXACT_OFFSET + OFFSET_BINS)
+    assert (bins[0, LARGEST_OFFSET:] == bins.max()).all()
+    assert (bins[0, : EXACT_OFFSET + 1].diff() == 1).all()
+    assert torch.equal(bins - (EXACT_OFFSET + OFFSET_BINS), -(bins.T - (EXACT_OFFSET + OFFSET_BINS)))
