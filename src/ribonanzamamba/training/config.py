@@ -1,0 +1,166 @@
+"""One training run as one TOML file."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ribonanzamamba.model.config import ModelConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Tables and how they are sampled."""
+
+    reactivity: tuple[str, ...] = ()
+    """Reactivity tables; paths relative to the TOML file."""
+    structure: tuple[str, ...] = ()
+    coordinates: tuple[str, ...] = ()
+    reactivity_shares: tuple[float, ...] = ()
+    """Share of the batches' examples drawn from each reactivity table; empty: in proportion to their clusters."""
+    structure_shares: tuple[float, ...] = ()
+    reactivity_share: float = 0.5
+    """Share of reactivity among the examples of a batch; the rest are structures."""
+    reactivity_cluster_power: float = 0.25
+    """Sampling weight of an example: size of its cluster to minus this power; 0 samples all evenly. Small for reactivity, where
+    clusters hold whole viral genomes in tiles."""
+    structure_cluster_power: float = 0.5
+    coordinate_cluster_power: float = 0.5
+    tokens: int = 20480
+    """Padded nucleotides of a batch of reactivity and structure examples, at most."""
+    max_length: int = 400
+    """Longer RNAs are cropped to a random window, nucleotides."""
+    coordinate_tokens: int = 4096
+    coordinate_max_length: int = 192
+    coordinate_min_length: int = 20
+    """Shorter chains are left out: most are one strand of something, nucleotides."""
+    coordinate_steps: int = 4
+    """A batch of coordinates in every so many steps."""
+    pad_multiple: int = 16
+    """Batches are padded to a multiple of this length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the tasks in the sum."""
+
+    reactivity: float = 4.0
+    reactivity_error: float = 0.2
+    structure: float = 1.0
+    coordinates: float = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Steps, optimizer, schedule."""
+
+    steps: int = 1000
+    minutes: float = 0.0
+    """Wall time after which the run is over although steps are left; the schedule follows whichever is further on. 0: no limit."""
+    optimizer: str = "muon"
+    """"muon": Muon for matrices inside the trunk, AdamW for the rest; or "adamw"."""
+    learning_rate: float = 1e-3
+    matrix_rate: float = 2.0
+    """Muon's learning rate in units of `learning_rate`."""
+    weight_decay: float = 0.1
+    warmup_steps: int = 200
+    decay_share: float = 0.35
+    """Last share of the steps, over which the rate falls to zero (linearly); constant before."""
+    clip_norm: float = 1.0
+    average_decay: float = 0.999
+    """Decay a step of the exponential moving average of the weights, which is what is evaluated and released."""
+    seed: int = 0
+    device: str = "auto"
+    bfloat16: bool = True
+    """Autocast to bfloat16 on a GPU."""
+    fuse: bool = False
+    """torch.compile the elementwise chains of the pair track."""
+    log_steps: int = 20
+    valid_steps: int = 500
+    """Steps between validations (and checkpoints)."""
+    valid_examples: int = 400
+    """Examples of each task in a validation during training."""
+    start_from: str = ""
+    """Folder of a checkpoint whose weights the run starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run."""
+
+    name: str = "ribonanzamamba"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Config from a TOML file and `section.key=value` overrides (values in TOML's spelling, bare words are strings).
+
+    Raises:
+        ValueError: an unknown section or key, a value of another type, or an override without a section.
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise ValueError(f"--set {override}: expected section.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        values.setdefault(section, {})[key] = value
+    folder = path.parent
+    for key in ("reactivity", "structure", "coordinates"):
+        if key in values.get("data", {}):
+            values["data"][key] = [str(folder / table) for table in values["data"][key]]
+    return config_from_dict(values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Config from nested plain values.
+
+    Raises:
+        ValueError: an unknown section or key, or a value of another type.
+    """
+    sections = {"data": DataConfig, "loss": LossConfig, "training": TrainingConfig}
+    unknown = sorted(set(values) - {"name", "model", *sections})
+    if unknown:
+        raise ValueError(f"unknown sections {unknown}; known are {sorted(['name', 'model', *sections])}")
+    parts: dict[str, Any] = {"name": values.get("name", Config.name)}
+    parts["model"] = ModelConfig.from_dict(values.get("model", {}))
+    for section, kind in sections.items():
+        parts[section] = section_from_dict(section, kind, values.get(section, {}))
+    return Config(**parts)
+
+
+def section_from_dict(section: str, kind: type, values: Mapping[str, Any]) -> Any:
+    defaults = {field.name: field.default for field in fields(kind)}
+    read = {}
+    for key, value in values.items():
+        if key not in defaults:
+            raise ValueError(f"{section}: unknown key {key!r}; known are {sorted(defaults)}")
+        expected = type(defaults[key])
+        if expected is tuple and isinstance(value, list):
+            value = tuple(value)
+        if expected is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not expected:
+            raise ValueError(f"{section}.{key}: expected {expected.__name__}, got {value!r}")
+        read[key] = value
+    return kind(**read)

@@ -1,0 +1,185 @@
+"""What training minimises: one term a task, each a mean over the batch's examples, of whom some have no such measurement and add 0."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ribonanzamamba.data.batch import Batch
+from ribonanzamamba.model.coordinates import DISTANCE_BINS, PLDDT_BINS, frames_from_atoms
+from ribonanzamamba.model.heads import SHORTEST_PAIR, pair_log_probability
+from ribonanzamamba.model.network import ModelOutput
+from ribonanzamamba.training.config import LossConfig
+
+SATURATION = 20.0
+"""Angstrom at which a distance error counts half of what it can count at most: far errors keep a gradient, but do not rule."""
+LENGTH_UNIT = 10.0
+"""Angstrom a unit of loss."""
+BEST_MODEL_SHARE = 0.8
+"""Weight of the best of the coordinate models; the rest goes to the mean, so that none is left without a gradient."""
+LOCAL_RADIUS = 15.0
+"""Angstrom; neighbours counted by lDDT (Mariani et al. 2013) and, doubled, by the distance loss."""
+C1 = 2
+"""Index of C1' on the atom axis."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Unweighted terms of one batch, scalars; None where the batch has nothing of the kind."""
+
+    reactivity: Tensor | None = None
+    reactivity_error: Tensor | None = None
+    structure: Tensor | None = None
+    coordinates: Tensor | None = None
+
+    def total(self, weights: LossConfig) -> Tensor:
+        """Weighted sum."""
+        terms = [
+            getattr(weights, name) * term
+            for name in ("reactivity", "reactivity_error", "structure", "coordinates")
+            if (term := getattr(self, name)) is not None
+        ]
+        return torch.stack(terms).sum()
+
+
+def losses(output: ModelOutput, batch: Batch) -> Losses:
+    """Terms for whatever the batch measured and the output holds."""
+    reactivity = error = structure = coordinates = None
+    if batch.reactivity is not None and output.reactivity is not None:
+        reactivity, error = reactivity_loss(
+            output.reactivity, output.reactivity_error, batch.reactivity, batch.reactivity_weight
+        )
+    if batch.partners is not None and output.pair_logit is not None:
+        structure = structure_loss(output.pair_logit, output.no_partner_logit, batch.partners)
+    if batch.coordinates is not None and output.coordinates is not None:
+        coordinates = coordinate_loss(output, batch.coordinates, batch.mask)
+    return Losses(reactivity, error, structure, coordinates)
+
+
+def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """Mean by weight; 0 (with a gradient of 0) where all weights are 0."""
+    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def reactivity_loss(
+    value: Float[Tensor, "batch length probe"],
+    error: Float[Tensor, "batch length probe"],
+    target: Float[Tensor, "batch length probe"],
+    weight: Float[Tensor, "batch length probe"],
+) -> tuple[Tensor, Tensor]:
+    """Weighted absolute error to the target clipped to [0, 1], and the Laplace likelihood of that error under the predicted one.
+
+    Each is the mean over examples of their mean over measured cells, noisy examples counting less by their weight.
+    The second does not reach the value: an easy way to lower a likelihood must not be to widen it.
+    """
+    measured = ~target.isnan()
+    weight = weight * measured / measured.sum((1, 2), keepdim=True).clamp(min=1)
+    residual = (value - target.nan_to_num(0).clamp(0, 1)).abs()
+    likelihood = residual.detach() / error + error.log()
+    return (residual * weight).sum((1, 2)).mean(), (likelihood * weight).sum((1, 2)).mean()
+
+
+def structure_loss(
+    logit: Float[Tensor, "batch length length"],
+    no_partner: Float[Tensor, "batch length"],
+    partners: Int[Tensor, "batch length"],
+) -> Tensor:
+    """Mean over examples of the cross-entropy of each nucleotide's partner (or none); -2 and pairs too close to predict are left out."""
+    length = partners.shape[1]
+    position = torch.arange(length, device=partners.device)
+    known = (partners >= -1) & ((partners < 0) | ((partners - position).abs() >= SHORTEST_PAIR))
+    choice = torch.where(partners >= 0, partners, length)
+    log_probability = pair_log_probability(logit, no_partner)
+    entropy = -log_probability.gather(2, choice[..., None])[..., 0]
+    entropy = torch.where(known, entropy, torch.zeros_like(entropy))
+    return (entropy.sum(1) / known.sum(1).clamp(min=1)).mean()
+
+
+def saturating(distance: Tensor) -> Tensor:
+    """d / (1 + d / SATURATION), angstrom."""
+    return distance / (1 + distance / SATURATION)
+
+
+def safe_norm(vector: Float[Tensor, "*axes 3"]) -> Float[Tensor, "*axes"]:
+    """Length with a finite gradient at zero."""
+    return (vector.square().sum(-1) + 1e-4).sqrt()
+
+
+def coordinate_loss(
+    output: ModelOutput, target: Float[Tensor, "batch length 4 3"], mask: Bool[Tensor, "batch length"]
+) -> Tensor:
+    """Frame-aligned point error and C1' distance error of the best model (mostly), distance bins, and pLDDT's likelihood."""
+    predicted = output.coordinates
+    resolved = ~target.isnan().any(-1)  # b l atom
+    target = target.nan_to_num(0)
+    each = frame_aligned_error(predicted, target, resolved) + distance_error(predicted, target, resolved)  # b m
+    some = resolved[..., C1].sum(1) >= 3
+    weight = some.to(each.dtype)
+    best = each.min(dim=1).values
+    geometry = weighted_mean(BEST_MODEL_SHARE * best + (1 - BEST_MODEL_SHARE) * each.mean(1), weight)
+
+    quality = local_distance_test(predicted.detach()[..., C1, :], target[..., C1, :], resolved[..., C1])  # b m l
+    bins = (quality * PLDDT_BINS).long().clamp(max=PLDDT_BINS - 1)
+    entropy = F.cross_entropy(output.plddt_logit.movedim(-1, 1).float(), bins, reduction="none")
+    counted = (resolved[..., C1] & some[:, None])[:, None].expand_as(entropy).to(entropy.dtype)
+    loss = geometry + 0.1 * weighted_mean(entropy, counted)
+    if output.distance_logit is not None:
+        true = safe_norm(target[:, :, None, C1] - target[:, None, :, C1])
+        bins = (true - 2).long().clamp(0, DISTANCE_BINS - 1)
+        entropy = F.cross_entropy(output.distance_logit.movedim(-1, 1), bins, reduction="none")
+        both = resolved[:, :, None, C1] & resolved[:, None, :, C1]
+        loss = loss + 0.3 * weighted_mean(entropy, both.to(entropy.dtype))
+    return loss
+
+
+def frame_aligned_error(
+    predicted: Float[Tensor, "batch model length 4 3"],
+    target: Float[Tensor, "batch length 4 3"],
+    resolved: Bool[Tensor, "batch length 4"],
+) -> Float[Tensor, "batch model"]:
+    """Mean distance of all atoms seen from all frames (Jumper et al. 2021, algorithm 28), saturating, in LENGTH_UNIT.
+
+    0 for an RNA without a complete frame (tables that hold C1' only).
+    """
+    has_frame = resolved[..., 1:].all(-1)  # b l
+    # unresolved frames get a stand-in triangle: normalising a zero vector would make NaN gradients
+    stand_in = predicted.new_tensor([[0.0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]])
+    rotation, origin = frames_from_atoms(torch.where(has_frame[..., None, None], target, stand_in))
+    true = torch.einsum("bfax,bfxy->bfay", target.flatten(1, 2)[:, None] - origin[:, :, None], rotation)
+    rotation, origin = frames_from_atoms(predicted)
+    seen = predicted.flatten(2, 3)[:, :, None] - origin[:, :, :, None]
+    seen = torch.einsum("bmfax,bmfxy->bmfay", seen, rotation)
+    error = saturating(safe_norm(seen - true[:, None])) / LENGTH_UNIT  # b m f a
+    both = (has_frame[:, :, None] & resolved.flatten(1)[:, None]).to(error.dtype)[:, None]
+    return (error * both).sum((2, 3)) / both.sum((2, 3)).clamp(min=1)
+
+
+def distance_error(
+    predicted: Float[Tensor, "batch model length 4 3"],
+    target: Float[Tensor, "batch length 4 3"],
+    resolved: Bool[Tensor, "batch length 4"],
+) -> Float[Tensor, "batch model"]:
+    """Mean error of C1'-C1' distances below twice LOCAL_RADIUS, saturating, in LENGTH_UNIT."""
+    position = predicted[..., C1, :]
+    distance = safe_norm(position[:, :, :, None] - position[:, :, None, :])
+    true = safe_norm(target[:, :, None, C1] - target[:, None, :, C1])
+    near = resolved[:, :, None, C1] & resolved[:, None, :, C1] & (true < 2 * LOCAL_RADIUS)
+    near = (near & ~torch.eye(near.shape[1], dtype=torch.bool, device=near.device)).to(true.dtype)[:, None]
+    error = saturating((distance - true[:, None]).abs()) / LENGTH_UNIT
+    return (error * near).sum((2, 3)) / near.sum((2, 3)).clamp(min=1)
+
+
+def local_distance_test(
+    predicted: Float[Tensor, "batch model length 3"],
+    target: Float[Tensor, "batch length 3"],
+    resolved: Bool[Tensor, "batch length"],
+) -> Float[Tensor, "batch model length"]:
+    """lDDT of each nucleotide's C1', 0 to 1 (Mariani et al. 2013); 0 where it has no neighbour."""
+    true = torch.cdist(target, target)
+    near = resolved[:, :, None] & resolved[:, None, :] & (true < LOCAL_RADIUS)
+    near = (near & ~torch.eye(near.shape[1], dtype=torch.bool, device=near.device))[:, None]
+    difference = (torch.cdist(predicted, predicted) - true[:, None]).abs()
+    kept = sum((difference < threshold).float() for threshold in (0.5, 1.0, 2.0, 4.0)) / 4
+    return (kept * near).sum(-1) / near.sum(-1).clamp(min=1)
