@@ -1,0 +1,285 @@
+"""The command line: reads arguments, calls one function, writes what it returns.
+
+Heavy imports stand inside the commands: `--help` and a mistyped option need no PyTorch. Standard output carries
+results, standard error everything else. Exit codes: 0 all well, 1 a record failed, 2 nothing usable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from ribonanzamamba import __version__
+from ribonanzamamba.prediction import TASKS, check_tasks
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ribonanzamamba.prediction.folder import PredictionFolder
+    from ribonanzamamba.prediction.predict import Predictor
+    from ribonanzamamba.rna.records import Record
+
+RECORD_FAILED = 1
+NOTHING_USABLE = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="RNA sequences in; reactivity, base pairs with pseudoknots, and 3D coordinates out, each with a confidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Task(str, Enum):
+    """What can be scored."""
+
+    REACTIVITY = "reactivity"
+    STRUCTURE = "structure"
+    COORDINATES = "coordinates"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ribonanzamamba {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    # the callback above has done it: it runs before a command is looked for
+    pass
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="A sequence, FASTA (.gz), CSV/TSV/Parquet with a `sequence` column, or - for standard input.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results.")],
+    tasks: Annotated[str, typer.Option(help="What to predict, separated by commas.")] = ",".join(TASKS),
+    models: Annotated[int, typer.Option(min=1, help="3D models of each RNA, best first.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in DIR.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in DIR.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Checkpoint folder or preset; the released weights otherwise.")
+    ] = None,
+) -> None:
+    """Predict RNAs: reactivity, base pairs and 3D coordinates, as files in DIR."""
+    if resume and overwrite:
+        _stop("--resume and --overwrite exclude each other")
+    with _one_line_errors():
+        asked = check_tasks(tuple(task.strip() for task in tasks.split(",") if task.strip()))
+    run = _Run(out)
+    with _interruptible(run):
+        records = _read(inputs, run)
+        if not records:
+            _finish(run)
+        from ribonanzamamba.prediction.folder import Existing, FolderError, Origin, PredictionFolder
+        from ribonanzamamba.prediction.predict import load
+
+        with _one_line_errors(FolderError):
+            predictor = load(weights, device)
+            # a number of models the network lacks is refused before a folder is made
+            predictor.iterate([], asked, models)
+            run.folder = PredictionFolder(
+                out,
+                asked,
+                models,
+                origin=Origin(predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs)),
+                existing=Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE,
+            )
+        try:
+            _predict_records(records, predictor, run.folder, run)
+            run.folder.finish(run.order, warnings=run.warnings, problems=run.problems)
+        except FolderError as error:
+            _say(f"error: {error}")
+            _say(run.progress())
+            raise typer.Exit(RECORD_FAILED if run.done else NOTHING_USABLE) from None
+    _finish(run)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to train, on what, and how.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Folder of the run; where it exists, the run resumes.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the config.")
+    ] = None,
+) -> None:
+    """Train a network; the same command continues a run that was stopped."""
+    with _interruptible(), _one_line_errors():
+        from ribonanzamamba.training.loop import train as run_training
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        folder = run_training(config, out, tuple(overrides or ()))
+    typer.echo(folder)
+
+
+@app.command()
+def score(
+    task: Annotated[Task, typer.Argument(help="What to compare.")],
+    truth: Annotated[Path, typer.Option(metavar="FILE", help="What was measured.")],
+    predicted: Annotated[Path, typer.Option(metavar="FILE", help="What was predicted, as `predict` writes it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Only these rows of the truth.")] = None,
+) -> None:
+    """Compare predictions with measurements."""
+    with _interruptible(), _one_line_errors():
+        from ribonanzamamba.evaluation import report
+
+        scorers = {
+            Task.REACTIVITY: report.score_reactivity,
+            Task.STRUCTURE: report.score_structure,
+            Task.COORDINATES: report.score_coordinates,
+        }
+        result = scorers[task](truth, predicted, split=split)
+    typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.to_text())
+
+
+@dataclass
+class _Run:
+    """What `predict` has done so far."""
+
+    out: Path
+    folder: PredictionFolder | None = None
+    order: list[str] = field(default_factory=list)
+    """Ids in the order of the input."""
+    done: int = 0
+    warnings: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        _say(f"warning: {message}")
+
+    def fail(self, message: str, progress: Progress | None = None) -> None:
+        self.problems.append(message)
+        _say(f"problem: {message}", progress)
+
+    def progress(self) -> str:
+        return f"{self.done} of {len(self.order)} RNAs are in {self.out}; the same command with --resume does the rest"
+
+
+def _read(inputs: Sequence[str], run: _Run) -> tuple[Record, ...]:
+    """The usable records of all inputs; what is wrong with the others goes into `run`."""
+    from ribonanzamamba.rna.formats import read_inputs
+
+    result = read_inputs(inputs)
+    for warning in result.warnings:
+        run.warn(warning)
+    for problem in result.problems:
+        run.fail(_one_line(problem))
+    run.order = [record.id for record in result.records]
+    return result.records
+
+
+def _predict_records(records: Sequence[Record], predictor: Predictor, folder: PredictionFolder, run: _Run) -> None:
+    """Predict the records that are not in the folder yet and write each as it is done, with a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from ribonanzamamba.prediction.folder import IdTaken
+    from ribonanzamamba.prediction.predict import PredictionProblem
+
+    waiting = []
+    for record in records:
+        try:
+            if folder.is_complete(record):
+                run.done += 1
+            else:
+                waiting.append(record)
+        except IdTaken as error:
+            run.fail(str(error))
+    console = Console(stderr=True)
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=sum(record.length for record in waiting))
+        for result in predictor.iterate(waiting, folder.tasks, folder.models):
+            if isinstance(result, PredictionProblem):
+                run.fail(f"{_place(result.record)}: {result.message}", progress)
+            else:
+                try:
+                    folder.write(result)
+                    run.done += 1
+                except IdTaken as error:
+                    run.fail(str(error), progress)
+            progress.update(bar, advance=result.record.length, description=result.record.id)
+
+
+def _finish(run: _Run) -> NoReturn:
+    """Say what came of it, and leave with the exit code."""
+    if run.problems:
+        _say(f"{len(run.problems)} problem{'s' if len(run.problems) > 1 else ''}:")
+        for problem in run.problems:
+            _say(f"  {problem}")
+    if not run.done:
+        _say("nothing was predicted")
+        raise typer.Exit(NOTHING_USABLE)
+    typer.echo(f"{run.done} RNA{'s' if run.done > 1 else ''} in {run.out}")
+    raise typer.Exit(RECORD_FAILED if run.problems else 0)
+
+
+def _place(record: Record) -> str:
+    """Where a record came from, in the words of `FormatError`."""
+    where = f"{record.source}, line {record.line}, " if record.source else ""
+    return f"{where}record {record.id!r}"
+
+
+@contextmanager
+def _one_line_errors(*more: type[Exception]) -> Iterator[None]:
+    """Turns the errors a user can cause into one line and exit code 2."""
+    try:
+        yield
+    except (OSError, ValueError, *more) as error:
+        _stop(_one_line(error))
+
+
+@contextmanager
+def _interruptible(run: _Run | None = None) -> Iterator[None]:
+    """Turns Ctrl-C into a word on what is done, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("interrupted")
+        if run is not None and run.folder is not None:
+            # the tables are left to --resume: a user who pressed the keys wants the end now
+            _say(run.progress())
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(message: str, progress: Progress | None = None) -> None:
+    """One line to standard error, above the progress bar where there is one."""
+    if progress is not None and not progress.disable:
+        progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+    else:
+        typer.echo(message, err=True)
+
+
+def _stop(message: str) -> NoReturn:
+    _say(f"error: {message}")
+    raise typer.Exit(NOTHING_USABLE)

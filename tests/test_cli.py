@@ -1,0 +1,312 @@
+"""The command line: exit codes, one line for every fault of a user's, and runs that go on where they were stopped."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ribonanzamamba
+from ribonanzamamba.cli import app
+from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.model.network import ModelOutput
+from ribonanzamamba.prediction import folder as folder_module
+from ribonanzamamba.prediction import predict as predict_module
+from ribonanzamamba.prediction.predict import Predictor
+from ribonanzamamba.rna.records import ATOMS, PROBES
+
+MODELS = 5
+GOOD = ">hairpin\nGGGGAAAACCCC\n>poly\nacgtacgtacgtacgt\n>short\nA\n"
+
+
+class FakeNetwork(torch.nn.Module):
+    """Answers that follow from each nucleotide alone; raises `fails[length]` for a batch that holds this length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = ModelConfig(coordinate_models=MODELS)
+        self.fails: dict[int, BaseException] = {}
+        self.lengths: list[int] = []
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor, tasks: frozenset[str]) -> ModelOutput:
+        for length in mask.sum(1).tolist():
+            if length in self.fails:
+                raise self.fails[length]
+            self.lengths.append(length)
+        batch, length = tokens.shape
+        value = tokens.float()
+        place = torch.arange(length)
+        facing = place[:, None] + place == mask.sum(1)[:, None, None] - 1
+        complement = (value[:, :, None] + value[:, None, :] == 3) & ((place[:, None] - place).abs() > 3)
+        models = torch.arange(MODELS).float()[:, None, None, None]
+        return ModelOutput(
+            reactivity=value[..., None] + torch.arange(len(PROBES)),
+            reactivity_error=value[..., None].expand(-1, -1, len(PROBES)) / 10,
+            pair_logit=torch.where(complement & facing, 4.0, -1e9),
+            no_partner_logit=torch.zeros(batch, length),
+            coordinates=(value[:, None, :, None, None] + models).expand(-1, -1, -1, len(ATOMS), 3),
+            plddt_logit=torch.zeros(batch, MODELS, length, 50),
+        )
+
+
+@pytest.fixture
+def network(monkeypatch) -> FakeNetwork:
+    """The network behind `predict`; nothing is read from disk."""
+    network = FakeNetwork()
+
+    def load(weights, device):
+        if weights == "missing":
+            raise FileNotFoundError("no weights at missing")
+        return Predictor(network, name="fake", weights_hash="abc", device=device, max_tokens=16, max_length=100)
+
+    monkeypatch.setattr(predict_module, "load", load)
+    return network
+
+
+def run(*arguments: str | Path, stdin: str | None = None):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def summary(out: Path) -> list[str]:
+    with open(out / "summary.csv", newline="", encoding="utf-8") as file:
+        return [row["id"] for row in csv.DictReader(file)]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file but run.json, which holds times, and summary.csv without its seconds."""
+    files = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    del files["run.json"]
+    files["summary.csv"] = b"\n".join(line.rpartition(b",")[0] for line in files["summary.csv"].splitlines())
+    return files
+
+
+@pytest.fixture
+def fasta(tmp_path) -> Path:
+    path = tmp_path / "good.fa"
+    path.write_text(GOOD)
+    return path
+
+
+def test_predict_writes_the_files_and_one_line(network, fasta, tmp_path):
+    out = tmp_path / "out"
+    result = run("predict", fasta, "--out", out, "--device", "cpu")
+    assert result.exit_code == 0
+    assert result.stdout == f"3 RNAs in {out}\n"
+    assert result.stderr == ""
+    assert summary(out) == ["hairpin", "poly", "short"]
+    assert (out / "structures.dbn").read_text().startswith(">hairpin\nGGGGAAAACCCC\n((((....))))\n")
+    assert len(list(out.glob("coordinates/*.cif"))) == 3 * MODELS
+    assert json.loads((out / "run.json").read_text())["model"] == "fake"
+
+
+def test_a_sequence_on_the_command_line(network, tmp_path):
+    result = run("predict", "GGGGAAAACCCC", "--out", tmp_path, "--tasks", "structure")
+    assert result.exit_code == 0
+    assert summary(tmp_path) == ["sequence"]
+    assert not (tmp_path / "reactivity.csv").exists() and not (tmp_path / "coordinates").exists()
+
+
+def test_several_sequences_on_the_command_line(network, tmp_path):
+    assert run("predict", "ACGU", "GGG", "--out", tmp_path, "--tasks", "reactivity").exit_code == 0
+    assert summary(tmp_path) == ["sequence_1", "sequence_2"]
+
+
+def test_standard_input_and_gzip(network, tmp_path):
+    zipped = tmp_path / "more.fa.gz"
+    zipped.write_bytes(gzip.compress(b">zipped\nACGUACGU\n"))
+    result = run("predict", "-", zipped, "--out", tmp_path / "out", "--models", "1", stdin=GOOD)
+    assert result.exit_code == 0
+    assert summary(tmp_path / "out") == ["hairpin", "poly", "short", "zipped"]
+    assert len(list((tmp_path / "out").glob("coordinates/*.cif"))) == 4
+
+
+def test_bad_records_do_not_stop_the_good_ones(network, fasta, tmp_path):
+    bad = tmp_path / "bad.fa"
+    bad.write_text(">protein\nMEEPQSDPSV\n>hairpin\nACGU\n>empty\n\n>long\n" + "A" * 101 + "\n>fine\nGGRAAACC\n")
+    out = tmp_path / "out"
+    result = run("predict", fasta, bad, tmp_path / "none.fa", "--out", out)
+    assert result.exit_code == 1
+    assert summary(out) == ["hairpin", "poly", "short", "fine"]
+    assert result.stdout == f"4 RNAs in {out}\n"
+    problems = json.loads((out / "run.json").read_text())["problems"]
+    assert len(problems) == 5
+    for word in ("protein", "hairpin", "empty", "'long': 101 nt: the limit is 100 nt", "none.fa: no such file"):
+        (problem,) = [problem for problem in problems if word in problem]
+        # as it happens, and once more at the end
+        assert result.stderr.count(problem) == 2
+        assert "\n" not in problem
+    assert "5 problems:" in result.stderr
+    assert "warning: " in result.stderr and "N" in json.loads((out / "run.json").read_text())["warnings"][0]
+
+
+def test_out_of_memory_does_not_stop_the_others(network, fasta, tmp_path):
+    network.fails = {16: RuntimeError("CUDA out of memory")}
+    result = run("predict", fasta, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert summary(tmp_path / "out") == ["hairpin", "short"]
+    assert "record 'poly': out of memory: 16 nt need about" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["", ">a\nMEEPQSDPSV\n"], ids=["empty file", "protein"])
+def test_nothing_usable(network, tmp_path, text):
+    path = tmp_path / "bad.fa"
+    path.write_text(text)
+    result = run("predict", path, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.endswith("nothing was predicted\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "folding"], "error: expected tasks out of reactivity, structure, coordinates, got folding"),
+        (["--tasks", ","], "got none"),
+        (["--models", "6"], "error: expected 1 to 5 coordinate models"),
+        (["--weights", "missing"], "error: no weights at missing"),
+        (["--device", "toaster"], "error: expected device auto, cpu or cuda, got 'toaster'"),
+        (["--resume", "--overwrite"], "error: --resume and --overwrite exclude each other"),
+    ],
+)
+def test_bad_options_are_one_line(network, fasta, tmp_path, options, message):
+    result = run("predict", fasta, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(network, fasta):
+    result = run("predict", fasta, "--out", fasta / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and "good.fa" in result.stderr
+
+
+def test_existing_results_are_refused_resumed_or_overwritten(network, fasta, tmp_path):
+    out = tmp_path / "out"
+    run("predict", fasta, "--out", out)
+    refused = run("predict", fasta, "--out", out)
+    assert refused.exit_code == 2 and "use --resume or --overwrite" in refused.stderr
+    network.lengths.clear()
+    assert run("predict", fasta, "--out", out, "--resume").exit_code == 0
+    assert network.lengths == []
+    assert run("predict", fasta, "--out", out, "--overwrite").exit_code == 0
+    assert sorted(network.lengths) == [1, 12, 16]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_resume_after_a_kill_equals_an_uninterrupted_run(network, fasta, tmp_path, seed):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run("predict", fasta, "--out", whole)
+    run("predict", fasta, "--out", out)
+    random = np.random.default_rng(seed)
+    tables = ["summary.csv", "reactivity.csv", "structures.dbn", "coordinates/ranking.csv"]
+    for name in random.choice(tables, size=2, replace=False):
+        os.truncate(out / name, int(random.integers(0, (out / name).stat().st_size)))
+    result = run("predict", fasta, "--out", out, "--resume")
+    assert result.exit_code == 0
+    assert contents(out) == contents(whole)
+
+
+def test_resume_with_another_sequence_under_an_id_is_a_problem(network, fasta, tmp_path):
+    out = tmp_path / "out"
+    run("predict", fasta, "--out", out)
+    fasta.write_text(">hairpin\nAAAA\n>new\nACGU\n")
+    result = run("predict", fasta, "--out", out, "--resume")
+    assert result.exit_code == 1
+    assert "holds another sequence named 'hairpin'" in result.stderr
+    assert summary(out) == ["hairpin", "new", "poly", "short"]
+
+
+def test_interrupted_says_how_to_go_on(network, fasta, tmp_path):
+    out = tmp_path / "out"
+    network.fails = {12: KeyboardInterrupt()}
+    result = run("predict", fasta, "--out", out)
+    assert result.exit_code == 130
+    assert result.stdout == ""
+    assert f"1 of 3 RNAs are in {out}; the same command with --resume does the rest" in result.stderr
+    assert summary(out) == ["short"]
+    network.fails = {}
+    assert run("predict", fasta, "--out", out, "--resume").exit_code == 0
+    assert summary(out) == ["hairpin", "poly", "short"]
+
+
+def test_a_full_disk_keeps_what_was_done(network, fasta, tmp_path, monkeypatch):
+    write = folder_module.write_mmcif
+
+    def full(path, sequence, *arguments, **options):
+        if len(sequence) == 12:
+            raise OSError(28, "No space left on device")
+        write(path, sequence, *arguments, **options)
+
+    monkeypatch.setattr(folder_module, "write_mmcif", full)
+    result = run("predict", fasta, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "hairpin_model_1.cif: No space left on device" in result.stderr
+    assert "1 of 3 RNAs are in" in result.stderr
+    assert summary(tmp_path / "out") == ["short"]
+
+
+def test_ids_with_slashes_never_leave_the_folder(network, tmp_path):
+    path = tmp_path / "ids.fa"
+    path.write_text(">../../escaped\nACGUACGU\n>/absolute/path\nACGU\n>..\nGGG\n")
+    out = tmp_path / "deep" / "out"
+    assert run("predict", path, "--out", out).exit_code == 0
+    assert summary(out) == ["../../escaped", "/absolute/path", ".."]
+    assert {file.name for file in tmp_path.iterdir()} == {"ids.fa", "deep"}
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_version():
+    assert run("--version").stdout == f"ribonanzamamba {ribonanzamamba.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["predict"], ["predict", "ACGU"], ["score", "weather"], ["--bogus"]])
+def test_usage_errors(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_train_without_its_config_is_one_line(tmp_path):
+    result = run("train", tmp_path / "none.toml")
+    assert result.exit_code == 2
+    assert "none.toml" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_score_of_a_missing_file_is_one_line(tmp_path):
+    result = run("score", "structure", "--truth", tmp_path / "none.dbn", "--predicted", tmp_path / "none.dbn")
+    assert result.exit_code == 2
+    assert "none.dbn" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_load_of_the_package_is_that_of_the_predictor(network):
+    prediction = ribonanzamamba.load(device="cpu").predict("GGGGAAAACCCC")
+    assert prediction.structure.to_dot_bracket() == "((((....))))"
+    assert prediction.reactivity["2A3"].shape == (12,)
+    assert prediction.pair_probability.shape == (12, 12)
+    assert prediction.coordinates.shape == (MODELS, 12, len(ATOMS), 3)
+
+
+@pytest.mark.parametrize("task", ["reactivity", "structure", "coordinates"])
+def test_score_takes_what_predict_writes(network, fasta, tmp_path, task):
+    truth, out = tmp_path / "truth", tmp_path / "out"
+    for folder in (truth, out):
+        assert run("predict", fasta, "--out", folder, "--models", "1").exit_code == 0
+    source = {
+        "reactivity": truth / "reactivity.csv",
+        "structure": truth / "structures.dbn",
+        "coordinates": truth / "coordinates",
+    }[task]
+    result = run("score", task, "--truth", source, "--predicted", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert isinstance(json.loads(result.stdout), dict)
+    assert run("score", task, "--truth", source, "--predicted", out).stdout.strip()
