@@ -1,4 +1,4 @@
-"""Time and memory of one training step of the network, plain and with fused elementwise chains, with the kernels that cost most.
+"""Time and memory of one training step of the network, plain or with fused elementwise chains, and its costliest kernels.
 
     python benchmarks/training_step.py [--shapes 64x176,32x128] [--fuse] [--profile]
 
@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 
 import torch
 
@@ -59,10 +60,11 @@ def main() -> None:
             step(network, tokens, mask, tasks)
         torch.cuda.synchronize()
         warm_up = time.perf_counter() - start
-        median, spread = measure(lambda: step(network, tokens, mask, tasks), arguments.repeats)
+        median, spread = measure(partial(step, network, tokens, mask, tasks), arguments.repeats)
         row = {
-            "shape": shape, "tasks": arguments.tasks, "fuse": arguments.fuse, "ms": round(median, 2), "spread_ms": round(spread, 2),
-            "rnas_per_second": round(1000 * batch / median, 1), "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "shape": shape, "tasks": arguments.tasks, "fuse": arguments.fuse,
+            "ms": round(median, 2), "spread_ms": round(spread, 2), "rnas_per_second": round(1000 * batch / median, 1),
+            "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
             "warm_up_s": round(warm_up, 1), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
         }  # fmt: skip
         print(json.dumps(row), flush=True)
@@ -70,7 +72,9 @@ def main() -> None:
     [optimizer.step() for optimizer in optimizers]
     for optimizer in optimizers:
         median, spread = measure(optimizer.step, arguments.repeats)
-        print(json.dumps({"optimizer": type(optimizer).__name__, "ms": round(median, 2), "spread_ms": round(spread, 2)}))
+        print(
+            json.dumps({"optimizer": type(optimizer).__name__, "ms": round(median, 2), "spread_ms": round(spread, 2)})
+        )
     if arguments.profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             step(network, tokens, mask, tasks)

@@ -41,7 +41,7 @@ def test_equals_definition_with_gradients(length, ragged, reverse):
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         ((y * weight).sum() + state.square().sum()).backward()
         results.append((y, state, *(tensor.grad for tensor in tensors.values())))
-    for name, expected, got in zip(["y", "state", *inputs(1)], *results):
+    for name, expected, got in zip(["y", "state", *inputs(1)], *results, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 

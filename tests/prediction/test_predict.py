@@ -130,7 +130,7 @@ def test_what_was_not_asked_for_is_empty(tasks, empty):
 def test_batches_are_bounded_and_shortest_first():
     network = FakeNetwork()
     records = [Record(str(n), "A" * n) for n in (40, 5, 8, 7, 6, 20)]
-    results = Predictor(network, device="cpu", max_tokens=24, max_cells=200).iterate(records)
+    results = Predictor(network, device="cpu", max_tokens=24, max_cells=200, max_records=256).iterate(records)
     assert [result.record.id for result in results] == ["5", "6", "7", "8", "20", "40"]
     assert network.shapes == [(3, 7), (1, 8), (1, 20), (1, 40)]
 
@@ -164,7 +164,9 @@ def test_out_of_memory_is_a_problem_of_one_record(error):
 
 def test_a_batch_that_is_too_large_is_halved():
     network = FakeNetwork(larger=1)
-    results = list(Predictor(network, device="cpu").iterate([Record(str(k), "ACGU") for k in range(3)]))
+    results = list(
+        Predictor(network, device="cpu", max_records=256).iterate([Record(str(k), "ACGU") for k in range(3)])
+    )
     assert all(isinstance(result, Prediction) for result in results)
     assert network.shapes == [(3, 4), (1, 4), (2, 4), (1, 4), (1, 4)]
 

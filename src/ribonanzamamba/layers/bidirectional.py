@@ -16,7 +16,8 @@ class BiMamba(nn.Module):
     """Mean of a left-to-right and a right-to-left state space over a shared, centred short convolution, gated.
 
     Each direction has its own step sizes, B, C and decay rates; projections, convolution and skip are shared
-    (Hwang et al. 2024, Hydra, section 3, share them likewise). Positions beyond `lengths` contribute nothing and return 0.
+    (Hwang et al. 2024, Hydra, section 3, share them likewise). Positions beyond `lengths`
+    contribute nothing and return 0.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class BiMamba(nn.Module):
         u, B, C = inner.split((self.d_inner, 2 * self.d_state, 2 * self.d_state), dim=-1)
         u = rearrange(u, "b l (h p) -> b l h p", h=self.heads)
         B, C = (rearrange(matrix, "b l (g n) -> b l g n", g=2) for matrix in (B, C))
-        dt = F.softplus(dt.float() + self.dt_bias)
+        # step sizes and decays in float32 under autocast, in float64 where all is
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dt = F.softplus(dt.to(wide) + self.dt_bias)
         if present is not None:
             dt = dt.masked_fill(~present, 0)
         # the directions are groups of heads of one call: the second half sees the sequence reversed, padding first,
@@ -69,7 +72,7 @@ class BiMamba(nn.Module):
         both = ssd(
             torch.cat([u, u.flip(1)], dim=2),
             torch.cat([forward_dt, backward_dt.flip(1)], dim=2),
-            -torch.exp(self.A_log.float()),
+            -torch.exp(self.A_log.to(wide)),
             torch.cat([B[:, :, :1], B[:, :, 1:].flip(1)], dim=2),
             torch.cat([C[:, :, :1], C[:, :, 1:].flip(1)], dim=2),
         )

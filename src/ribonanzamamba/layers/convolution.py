@@ -12,7 +12,8 @@ from ribonanzamamba.ops import depthwise_conv1d
 
 
 class SeparableConvolution(nn.Module):
-    """Channels in equal groups, each convolved depthwise with a kernel of its own, then mixed by a gated pointwise layer.
+    """Channels in equal groups, each convolved depthwise with a kernel of its own, then
+    mixed by a gated pointwise layer.
 
     Masked positions count as zero and return values that the caller masks.
     """
@@ -32,6 +33,8 @@ class SeparableConvolution(nn.Module):
     ) -> Float[Tensor, "batch length width"]:
         x = self.norm(x).masked_fill(~mask[..., None], 0)
         groups = x.chunk(len(self.taps), dim=-1)
-        x = torch.cat([depthwise_conv1d(group, taps.to(x.dtype)) for group, taps in zip(groups, self.taps)], dim=-1)
+        x = torch.cat(
+            [depthwise_conv1d(group, taps.to(x.dtype)) for group, taps in zip(groups, self.taps, strict=True)], dim=-1
+        )
         value, gate = self.mix_in(x).chunk(2, dim=-1)
         return self.mix_out(value * F.silu(gate))

@@ -1,24 +1,20 @@
 """The pair track: features of every pair of positions, updated from the sequence track and from neighbouring pairs."""
 
-import functools
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ribonanzamamba.layers.norm import RMSNorm
+from ribonanzamamba.layers.norm import EPS, RMSNorm, compiled, rms_norm
 
 
 def outer_and_norm(
     pair: Tensor, left: Tensor, right: Tensor, row: Tensor, column: Tensor, gain: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """pair + left_i * right_j + row_i + column_j, and its masked RMS norm, both in the dtype of `pair`."""
-    pair = pair + (left[:, :, None] * right[:, None, :] + row[:, :, None] + column[:, None, :]).to(pair.dtype)
-    wide = pair.float()
-    h = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5) * gain
-    return pair, torch.where(mask, h, 0.0).to(pair.dtype)
+    left, right, row, column = (projection.to(pair.dtype) for projection in (left, right, row, column))
+    pair = torch.addcmul(pair, left[:, :, None], right[:, None, :]) + row[:, :, None] + column[:, None, :]
+    return pair, rms_norm(pair, gain, EPS).masked_fill(~mask, 0)
 
 
 def gated(h: Tensor) -> Tensor:
@@ -27,16 +23,11 @@ def gated(h: Tensor) -> Tensor:
     return value * F.silu(gate)
 
 
-@functools.cache
-def compiled(function: Callable) -> Callable:
-    """The function fused by torch.compile for any shape; one compilation serves every layer."""
-    return torch.compile(function, dynamic=True)
-
-
 class PairUpdate(nn.Module):
     """Adds a factorised outer product of the sequence track, then a gated 3 x 3 convolution over the pair map.
 
-    The outer product is a product and a sum of two projections, channel by channel: (batch, length, length, pair_width) is the
+    The outer product is a product and a sum of two projections, channel by channel:
+    (batch, length, length, pair_width) is the
     largest tensor. A stacked pair (i + 1, j - 1) is a diagonal neighbour of (i, j): the convolution sees helices.
     """
 

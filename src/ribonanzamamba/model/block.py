@@ -1,4 +1,5 @@
-"""One block of the trunk: convolution, then state space beside attention joined by a gate, then feed-forward, then the pair track."""
+"""One block of the trunk: convolution, then state space beside attention joined by a
+gate, then feed-forward, then the pair track."""
 
 import torch
 import torch.nn.functional as F

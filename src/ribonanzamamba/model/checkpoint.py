@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,14 @@ def save_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the network's weights (or `state`, e.g. averaged ones) to a folder: model.json and weights-<k>.safetensors."""
+    """Write the network's weights (or `state`, e.g. averaged ones) to a folder: model.json and
+    weights-<k>.safetensors."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("weights-*.safetensors"):
-        stale.unlink()
+    # written beside and swapped in whole: a kill leaves the old weights or the new ones
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
     piece: dict[str, torch.Tensor] = {}
     pieces, size = [piece], 0
     for key, tensor in (network.state_dict() if state is None else state).items():
@@ -51,9 +55,13 @@ def save_checkpoint(
         piece[key] = tensor
         size += tensor.nbytes
     for k, piece in enumerate(pieces, start=1):
-        save_file(piece, folder / f"weights-{k}.safetensors")
+        save_file(piece, new / f"weights-{k}.safetensors")
     description = {"name": name, "pieces": len(pieces), "config": network.config.to_dict()}
-    (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+    (new / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(path_or_preset: str | Path | None = None) -> Checkpoint:
@@ -69,18 +77,27 @@ def load_checkpoint(path_or_preset: str | Path | None = None) -> Checkpoint:
         folder = WEIGHTS / str(path_or_preset)
     if not (folder / "model.json").is_file():
         presets = sorted(path.parent.name for path in WEIGHTS.glob("*/model.json"))
-        raise FileNotFoundError(f"no weights at {path_or_preset}: expected a folder with model.json, or one of {presets}")
+        raise FileNotFoundError(
+            f"no weights at {path_or_preset}: expected a folder with model.json, or one of {presets}"
+        )
     description = json.loads((folder / "model.json").read_text())
     network = RibonanzaMamba(ModelConfig.from_dict(description["config"]))
     state, digest = {}, hashlib.sha256()
     for k in range(1, description["pieces"] + 1):
         piece = folder / f"weights-{k}.safetensors"
         if not piece.is_file():
-            raise FileNotFoundError(f"{folder}: {piece.name} is missing, model.json says {description['pieces']} pieces")
+            raise FileNotFoundError(
+                f"{folder}: {piece.name} is missing, model.json says {description['pieces']} pieces"
+            )
         digest.update(piece.read_bytes())
         state.update({key: tensor.float() for key, tensor in load_file(piece).items()})
-    missing = sorted(set(network.state_dict()) ^ set(state))
+    expected = network.state_dict()
+    missing = sorted(set(expected) ^ set(state))
     if missing:
         raise ValueError(f"{folder}: weights do not fit model.json: {missing[:5]} are in one but not the other")
+    for key, tensor in expected.items():
+        if state[key].shape != tensor.shape:
+            shapes = f"{key} has shape {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+            raise ValueError(f"{folder}: weights do not fit model.json: {shapes}")
     network.load_state_dict(state, assign=True)
     return Checkpoint(network.eval().requires_grad_(False), description["name"], digest.hexdigest())

@@ -1,9 +1,12 @@
-"""The coordinate module: rigid frames of all nucleotides, moved by invariant point attention, several different models at once.
+"""The coordinate module: rigid frames of all nucleotides, moved by invariant point
+attention, several different models at once.
 
-A nucleotide's frame has its origin at C1', its x axis towards the glycosidic nitrogen and C4' in its xy plane; N and C4' are rigid in
+A nucleotide's frame has its origin at C1', its x axis towards the glycosidic nitrogen and
+C4' in its xy plane; N and C4' are rigid in
 it, P is predicted in it. The models differ by a learned embedding; training rewards the best of them
 (multiple choice learning, Guzman-Rivera et al. 2012), so that they become different hypotheses.
-Source of attention and frame update: Jumper et al. 2021, supplement, algorithms 20, 22 and 23. Lengths inside are nanometres.
+Source of attention and frame update: Jumper et al. 2021, supplement, algorithms 20, 22
+and 23. Lengths inside are nanometres.
 """
 
 import torch
@@ -14,16 +17,20 @@ from torch import Tensor, nn
 ANGSTROM = 0.1
 """One angstrom in nanometres."""
 LOCAL_ATOMS = ((0.55, 5.05, -0.99), (-1.28, 1.96, 0.0), (0.0, 0.0, 0.0), (1.475, 0.0, 0.0))
-"""P (the module predicts the difference), C4', C1', N in the frame of a nucleotide, angstrom: medians over the training chains."""
+"""P (the module predicts the difference), C4', C1', N in the frame of a nucleotide,
+angstrom: medians over the training chains."""
 PLDDT_BINS = 50
 DISTANCE_BINS = 40
 """Bins of 1 angstrom from 2 angstrom of C1'-C1' distance; the last holds everything beyond."""
 
 
 class PointAttention(nn.Module):
-    """Attention over nucleotides by scalars, pair features and distances between points fixed in their frames (algorithm 22)."""
+    """Attention over nucleotides by scalars, pair features and distances between points
+    fixed in their frames (algorithm 22)."""
 
-    def __init__(self, width: int, pair_width: int, *, heads: int = 8, scalars: int = 16, points: int = 4, values: int = 8):
+    def __init__(
+        self, width: int, pair_width: int, *, heads: int = 8, scalars: int = 16, points: int = 4, values: int = 8
+    ):
         super().__init__()
         self.heads, self.scalars, self.points, self.values = heads, scalars, points, values
         self.scalar = nn.Linear(width, 3 * heads * scalars, bias=False)

@@ -1,4 +1,5 @@
-"""What is read from the two tracks: reactivity with its uncertainty, and base pairs. Coordinates have a module of their own."""
+"""What is read from the two tracks: reactivity with its uncertainty, and base pairs.
+Coordinates have a module of their own."""
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,7 @@ def pair_log_probability(
 def pair_probability(
     logit: Float[Tensor, "batch length length"], no_partner: Float[Tensor, "batch length"]
 ) -> Float[Tensor, "batch length length"]:
-    """Probability of each pair: the smaller of what its two nucleotides say, so symmetric and with row sums of at most 1."""
+    """Probability of each pair: the smaller of what its two nucleotides say, so symmetric
+    and with row sums of at most 1."""
     choice = pair_log_probability(logit, no_partner)[..., :-1].exp()
     return torch.minimum(choice, choice.transpose(1, 2))

@@ -2,10 +2,13 @@
 
 Choices:
 - a sequence track and a pair track that inform each other in every block, as in RibonanzaNet
-- sequence track: multi-scale depthwise-separable convolution, then a bidirectional state space beside attention, joined by a learned gate
-- attention gets a bias from the pair track; the pair track gets a factorised outer product, never a (B, L, L, 1024) tensor
+- sequence track: multi-scale depthwise-separable convolution, then a bidirectional state
+  space beside attention, joined by a learned gate
+- attention gets a bias from the pair track; the pair track gets a factorised outer
+  product, never a (B, L, L, 1024) tensor
 - pair updates are 3 x 3 convolutions with growing dilation: helices are diagonals of the pair map
-- positions are relative, exact to 32 nt, logarithmic to 256 nt and constant beyond, so that longer RNAs than in training mean nothing new
+- positions are relative, exact to 32 nt, logarithmic to 256 nt and constant beyond, so that longer RNAs than in
+  training mean nothing new
 - RMS norms before each branch, queries and keys normalised, no biases where a norm follows
 - every mask is bool, made once from the tokens' lengths, never written to
 - coordinates by rigid frames and invariant point attention, several models at once
@@ -46,7 +49,7 @@ class ModelOutput:
     coordinates: Float[Tensor, "batch model length 4 3"] | None = None
     """Angstrom, atoms as in `rna.records.ATOMS`."""
     plddt_logit: Float[Tensor, "batch model length bin"] | None = None
-    distance_logit: Float[Tensor, "batch length length bin"] | None = None
+    distance_logit: Float[Tensor, "batch length length distance"] | None = None
     """C1'-C1' distance bins; in training only."""
 
     @property
@@ -83,7 +86,8 @@ class RibonanzaMamba(nn.Module):
         )
 
     def fuse(self) -> None:
-        """Compile the elementwise chains of the pair track (seconds, once for all shapes); worth it on a GPU, for training."""
+        """Compile the elementwise chains of the pair track (seconds, once for all
+        shapes); worth it on a GPU, for training."""
         for block in self.blocks:
             block.pair_update.fuse()
             block.attention.pair_norm.fuse()

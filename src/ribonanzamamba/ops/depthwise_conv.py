@@ -9,7 +9,8 @@ def depthwise_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, l
 
     Args:
         x: (b, l, d); positions outside count as 0. weight: (d, k). bias: (d,).
-        left: taps that look to the left of a position; (k - 1) // 2, centred, by default; k - 1 is causal, 0 anticausal.
+        left: taps that look to the left of a position; (k - 1) // 2, centred, by default;
+        k - 1 is causal, 0 anticausal.
 
     Returns:
         (b, l, d).

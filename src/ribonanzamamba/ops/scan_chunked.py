@@ -1,9 +1,12 @@
 """The state-space recurrence in parallel PyTorch: chunks of positions as masked matrix products, any device.
 
-Inside a chunk the output is a masked attention (C B^T, weighted by decay); between chunks a small state is handed on, itself
+Inside a chunk the output is a masked attention (C B^T, weighted by decay); between chunks
+a small state is handed on, itself
 a masked matrix product over chunks, so that no Python loop depends on the length.
-Numerics: decays and their sums in float32 (float64 for float64 inputs), each step's log decay at least -20 (exp(-20) = 2e-9),
-differences of sums and never quotients of exponentials, masks before the exponential: an overflow there would be a NaN gradient.
+Numerics: decays and their sums in float32 (float64 for float64 inputs), each step's log decay at least -20
+(exp(-20) = 2e-9),
+differences of sums and never quotients of exponentials, masks before the exponential: an
+overflow there would be a NaN gradient.
 """
 
 import torch

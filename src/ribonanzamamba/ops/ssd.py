@@ -1,4 +1,5 @@
-"""`ssd`: the state-space recurrence with a scalar decay a head (Mamba-2). The contract, and the only place that chooses an implementation."""
+"""`ssd`: the state-space recurrence with a scalar decay a head (Mamba-2). The contract, and the only place that
+chooses an implementation."""
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,8 @@ def ssd(
         B, C: (b, l, g, n), g groups that each serve h / g neighbouring heads; n is the size of the state.
         D: (h,) skip weights. z: (b, l, h, p) gate.
         reverse: run from the last position to the first.
-        lengths: (b,) integers; positions at or beyond a row's length contribute nothing and return exactly 0, in both directions.
+        lengths: (b,) integers; positions at or beyond a row's length contribute nothing
+        and return exactly 0, in both directions.
         initial_state: (b, h, n, p), the state before the first position (after the last one with `reverse`).
         return_state: also return the state after the last position taken, (b, h, n, p).
         backend: "auto", "chunked" (plain PyTorch, parallel) or "reference" (the definition, a loop).
@@ -54,9 +56,20 @@ def ssd(
         raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
     if backend == "reference":
         return ssd_reference(
-            x, dt, A, B, C, D, z, dt_bias,
-            dt_softplus=dt_softplus, reverse=reverse, lengths=lengths, initial_state=initial_state, return_state=return_state,
-        )  # fmt: skip
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D,
+            z,
+            dt_bias,
+            dt_softplus=dt_softplus,
+            reverse=reverse,
+            lengths=lengths,
+            initial_state=initial_state,
+            return_state=return_state,
+        )
     wide = torch.promote_types(x.dtype, torch.float32)
     dt = dt.to(wide)
     if dt_bias is not None:

@@ -9,10 +9,12 @@ import numpy as np
 
 from ribonanzamamba.rna.structure import Structure
 
-PAIR_THRESHOLD = 0.5
-"""A pair is worth its probability minus this. 0.5 gives the centroid (gamma = 1); a lower one finds more pairs."""
-PSEUDOKNOT_THRESHOLD = 0.5
-"""The same for pseudoknots; the larger of the two thresholds counts there."""
+PAIR_THRESHOLD = 0.2
+"""A pair is worth its probability minus this. 0.5 gives the centroid (gamma = 1); a lower one finds more pairs.
+Highest mean F1 with the released weights on 600 validation RNAs: 0.683, against 0.678 at 0.15 and 0.681 at 0.3."""
+PSEUDOKNOT_THRESHOLD = 0.6
+"""The same for pseudoknots; the larger of the two thresholds counts there.
+On the same RNAs: 51 % of the crossing pairs found, 58 % of those called right; 0.4 gives 53 and 39 %."""
 MIN_LOOP = 3
 """Fewest nucleotides a pair encloses: a hairpin of less does not close."""
 MIN_PSEUDOKNOT_STEM = 2

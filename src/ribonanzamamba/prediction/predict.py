@@ -33,10 +33,11 @@ MAX_LENGTH = 10_000
 """Nucleotides of the longest RNA that is tried."""
 MAX_TOKENS = 16_384
 """Nucleotides of a batch, padding counted."""
-MAX_RECORDS = 256
-"""RNAs of a batch."""
-MAX_CELLS = {"cpu": 2**14, "cuda": 2**22}
-"""Cells (batch x length^2, padding counted) of a batch by device: 1 or 256 RNAs of 128 nt; more is slower on a CPU."""
+MAX_RECORDS = {"cpu": 1, "cuda": 256}
+"""RNAs of a batch by device. On a CPU batches gain nothing, and an RNA alone has the same answer, bit by bit,
+whatever else is asked for."""
+MAX_CELLS = 2**22
+"""Cells (batch x length^2, padding counted) of a batch: 256 RNAs of 128 nt."""
 BYTES_PER_CELL = 1_800
 """Peak memory of one cell of the pair track. Source: the released sizes on a CPU (float32), 1.05 GiB at 800 nt."""
 
@@ -65,7 +66,8 @@ class Predictor:
         name, weights_hash: identify the network in what is written about its predictions.
         device: "cpu", "cuda", "cuda:1", ... or "auto": the GPU where PyTorch sees one.
         max_tokens: nucleotides of a batch, padding counted; an RNA of more goes alone.
-        max_cells: batch x length^2 of a batch, padding counted; an RNA of more goes alone. None: by device.
+        max_cells: batch x length^2 of a batch, padding counted; an RNA of more goes alone.
+        max_records: RNAs of a batch. None: by device.
         max_length: nucleotides; a longer RNA is a problem, not an attempt.
 
     Raises:
@@ -80,7 +82,8 @@ class Predictor:
         weights_hash: str = "",
         device: str = "auto",
         max_tokens: int = MAX_TOKENS,
-        max_cells: int | None = None,
+        max_cells: int = MAX_CELLS,
+        max_records: int | None = None,
         max_length: int = MAX_LENGTH,
     ) -> None:
         self.device = choose_device(device)
@@ -88,7 +91,8 @@ class Predictor:
         self.weights_hash = weights_hash
         self.network = network.to(self.device).eval()
         self.max_tokens = max_tokens
-        self.max_cells = MAX_CELLS.get(self.device.type, MAX_CELLS["cpu"]) if max_cells is None else max_cells
+        self.max_cells = max_cells
+        self.max_records = MAX_RECORDS.get(self.device.type, 1) if max_records is None else max_records
         self.max_length = max_length
 
     @overload
@@ -159,7 +163,7 @@ class Predictor:
             else:
                 possible.append(index)
         lengths = [records[index].length for index in possible]
-        for batch in length_sorted_batches(lengths, self.max_tokens, self.max_cells, MAX_RECORDS):
+        for batch in length_sorted_batches(lengths, self.max_tokens, self.max_cells, self.max_records):
             places = [possible[place] for place in batch]
             results = self._predict_batch([records[place] for place in places], tasks, models)
             yield from zip(places, results, strict=True)

@@ -28,7 +28,8 @@ class DataConfig:
     reactivity_share: float = 0.5
     """Share of reactivity among the examples of a batch; the rest are structures."""
     reactivity_cluster_power: float = 0.25
-    """Sampling weight of an example: size of its cluster to minus this power; 0 samples all evenly. Small for reactivity, where
+    """Sampling weight of an example: size of its cluster to minus this power; 0 samples
+    all evenly. Small for reactivity, where
     clusters hold whole viral genomes in tiles."""
     structure_cluster_power: float = 0.5
     coordinate_cluster_power: float = 0.5
@@ -62,7 +63,8 @@ class TrainingConfig:
 
     steps: int = 1000
     minutes: float = 0.0
-    """Wall time after which the run is over although steps are left; the schedule follows whichever is further on. 0: no limit."""
+    """Wall time after which the run is over although steps are left; the schedule follows
+    whichever is further on. 0: no limit."""
     optimizer: str = "muon"
     """"muon": Muon for matrices inside the trunk, AdamW for the rest; or "adamw"."""
     learning_rate: float = 1e-3
@@ -127,7 +129,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         values.setdefault(section, {})[key] = value
     folder = path.parent
     for key in ("reactivity", "structure", "coordinates"):
-        if key in values.get("data", {}):
+        # anything but a list is refused below, by its type
+        if isinstance(values.get("data", {}).get(key), list):
             values["data"][key] = [str(folder / table) for table in values["data"][key]]
     return config_from_dict(values)
 
@@ -138,12 +141,11 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: an unknown section or key, or a value of another type.
     """
-    sections = {"data": DataConfig, "loss": LossConfig, "training": TrainingConfig}
-    unknown = sorted(set(values) - {"name", "model", *sections})
+    sections = {"model": ModelConfig, "data": DataConfig, "loss": LossConfig, "training": TrainingConfig}
+    unknown = sorted(set(values) - {"name", *sections})
     if unknown:
-        raise ValueError(f"unknown sections {unknown}; known are {sorted(['name', 'model', *sections])}")
+        raise ValueError(f"unknown sections {unknown}; known are {sorted(['name', *sections])}")
     parts: dict[str, Any] = {"name": values.get("name", Config.name)}
-    parts["model"] = ModelConfig.from_dict(values.get("model", {}))
     for section, kind in sections.items():
         parts[section] = section_from_dict(section, kind, values.get(section, {}))
     return Config(**parts)

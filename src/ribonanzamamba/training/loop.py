@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ribonanzamamba.data.batch import Batch, collate, prefetch
+from ribonanzamamba.data.batch import batches as make_batches
 from ribonanzamamba.data.coordinate_table import read_coordinate_table
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.data.reactivity_table import read_reactivity_table
@@ -17,6 +18,7 @@ from ribonanzamamba.data.splits import cluster_weights, sample_batches
 from ribonanzamamba.data.structure_table import read_structure_table
 from ribonanzamamba.model.checkpoint import load_checkpoint
 from ribonanzamamba.model.network import RibonanzaMamba
+from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
 from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.loss import Losses, losses
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
@@ -49,7 +51,9 @@ def train(config_path: str | Path, out: str | Path | None = None, overrides: Seq
     training, held_out = read_tables(config.data)
     held_out = held_out.sample(config.training.valid_examples)
     streams = {
-        tasks: task_batches(tasks, training, config.data, np.random.default_rng([config.training.seed, start, k]), device)
+        tasks: task_batches(
+            tasks, training, config.data, np.random.default_rng([config.training.seed, start, k]), device
+        )
         for k, tasks in enumerate(PASSES)
         if any(training[task] for task in tasks)
     }
@@ -83,8 +87,10 @@ def train(config_path: str | Path, out: str | Path | None = None, overrides: Seq
             # the only synchronisation with the device between two log lines; NaN: the term was in no batch
             row = torch.stack(recent).nanmean(0).tolist()
             speed = rnas / (now - last)
-            folder.log_step(done, now - began, rate, dict(zip(LOGGED, row)), speed)
+            folder.log_step(done, now - began, rate, dict(zip(LOGGED, row, strict=True)), speed)
             recent, rnas, last = [], 0, now
+        if over and held_out.structure:
+            calibrate(average.module, held_out, device)
         if done % config.training.valid_steps == 0 or over:
             folder.save(done, network, average, optimizers)
             folder.log_scores(done, validate(average.module, held_out, device, config.training.bfloat16))
@@ -121,11 +127,26 @@ def train_step(
     return torch.stack([values[name].float() for name in LOGGED])
 
 
+def calibrate(network: RibonanzaMamba, held_out: HeldOut, device: torch.device) -> None:
+    """Give the pair probabilities the temperature that fits the held-out structures, in the weights."""
+    held_out_batches = [
+        batch.to(device)
+        for batch in make_batches(held_out.structure, max_tokens=8192, max_cells=2**20, max_examples=256)
+    ]
+    temperature = fit_pair_temperature(network, held_out_batches)
+    divide_pair_logits(network, temperature)
+    logger.info("pair logits divided by %.3f", temperature)
+
+
 def read_tables(config: DataConfig) -> tuple[dict[str, list[list[Example]]], HeldOut]:
     """Training examples of each task, a list a table, and what is held out for validation."""
     reactivity = [read_reactivity_table(path, "train") for path in config.reactivity]
     structure = [read_structure_table(path, "train") for path in config.structure]
-    coordinates = [read_coordinate_table(path) for path in config.coordinates]
+    # a chain without any position teaches nothing, and a batch of such chains has no loss
+    coordinates = [
+        [example for example in read_coordinate_table(path) if example.coordinates is not None]
+        for path in config.coordinates
+    ]
     held_out = HeldOut(
         reactivity=[example for path in config.reactivity for example in read_reactivity_table(path, "valid")],
         structure=[example for path in config.structure for example in read_structure_table(path, "valid")],
@@ -165,7 +186,9 @@ def task_batches(
         together = [example for table in tables for example in table]
         weight = cluster_weights(together, power)
         if shares:
-            weight = np.concatenate([part * cluster_weights(table, power) for part, table in zip(shares, tables)])
+            weight = np.concatenate(
+                [part * cluster_weights(table, power) for part, table in zip(shares, tables, strict=True)]
+            )
         examples += together
         weights.append(share * weight / max(weight.sum(), 1e-12))
     alone = "coordinates" in tasks

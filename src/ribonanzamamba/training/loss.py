@@ -1,4 +1,5 @@
-"""What training minimises: one term a task, each a mean over the batch's examples, of whom some have no such measurement and add 0."""
+"""What training minimises: one term a task, each a mean over the batch's examples, of whom some have no such
+measurement and add 0."""
 
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ from ribonanzamamba.model.network import ModelOutput
 from ribonanzamamba.training.config import LossConfig
 
 SATURATION = 20.0
-"""Angstrom at which a distance error counts half of what it can count at most: far errors keep a gradient, but do not rule."""
+"""Angstrom at which a distance error counts half of what it can count at most: far errors
+keep a gradient, but do not rule."""
 LENGTH_UNIT = 10.0
 """Angstrom a unit of loss."""
 BEST_MODEL_SHARE = 0.8
@@ -69,7 +71,8 @@ def reactivity_loss(
     target: Float[Tensor, "batch length probe"],
     weight: Float[Tensor, "batch length probe"],
 ) -> tuple[Tensor, Tensor]:
-    """Weighted absolute error to the target clipped to [0, 1], and the Laplace likelihood of that error under the predicted one.
+    """Weighted absolute error to the target clipped to [0, 1], and the Laplace likelihood
+    of that error under the predicted one.
 
     Each is the mean over examples of their mean over measured cells, noisy examples counting less by their weight.
     The second does not reach the value: an easy way to lower a likelihood must not be to widen it.
@@ -86,7 +89,8 @@ def structure_loss(
     no_partner: Float[Tensor, "batch length"],
     partners: Int[Tensor, "batch length"],
 ) -> Tensor:
-    """Mean over examples of the cross-entropy of each nucleotide's partner (or none); -2 and pairs too close to predict are left out."""
+    """Mean over examples of the cross-entropy of each nucleotide's partner (or none); -2
+    and pairs too close to predict are left out."""
     length = partners.shape[1]
     position = torch.arange(length, device=partners.device)
     known = (partners >= -1) & ((partners < 0) | ((partners - position).abs() >= SHORTEST_PAIR))
@@ -110,7 +114,8 @@ def safe_norm(vector: Float[Tensor, "*axes 3"]) -> Float[Tensor, "*axes"]:
 def coordinate_loss(
     output: ModelOutput, target: Float[Tensor, "batch length 4 3"], mask: Bool[Tensor, "batch length"]
 ) -> Tensor:
-    """Frame-aligned point error and C1' distance error of the best model (mostly), distance bins, and pLDDT's likelihood."""
+    """Frame-aligned point error and C1' distance error of the best model (mostly),
+    distance bins, and pLDDT's likelihood."""
     predicted = output.coordinates
     resolved = ~target.isnan().any(-1)  # b l atom
     target = target.nan_to_num(0)
@@ -177,9 +182,11 @@ def local_distance_test(
     resolved: Bool[Tensor, "batch length"],
 ) -> Float[Tensor, "batch model length"]:
     """lDDT of each nucleotide's C1', 0 to 1 (Mariani et al. 2013); 0 where it has no neighbour."""
-    true = torch.cdist(target, target)
+    # differences, not products: far from the origin products lose the digits that the thresholds need
+    true = torch.cdist(target, target, compute_mode="donot_use_mm_for_euclid_dist")
     near = resolved[:, :, None] & resolved[:, None, :] & (true < LOCAL_RADIUS)
     near = (near & ~torch.eye(near.shape[1], dtype=torch.bool, device=near.device))[:, None]
-    difference = (torch.cdist(predicted, predicted) - true[:, None]).abs()
+    between = torch.cdist(predicted, predicted, compute_mode="donot_use_mm_for_euclid_dist")
+    difference = (between - true[:, None]).abs()
     kept = sum((difference < threshold).float() for threshold in (0.5, 1.0, 2.0, 4.0)) / 4
     return (kept * near).sum(-1) / near.sum(-1).clamp(min=1)

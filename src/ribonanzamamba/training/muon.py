@@ -1,7 +1,9 @@
 """Muon: momentum whose matrices are made orthogonal, all matrices of one shape at once.
 
-torch.optim.Muon walks the matrices one by one, 50 ms a step for this network on an H200; stacked, the same arithmetic takes a tenth.
-Source: Jordan et al. 2024, "Muon"; the scale of the step from Liu et al. 2025, "Muon is scalable for LLM training", section 2.2.
+torch.optim.Muon walks the matrices one by one, 50 ms a step for this network on an H200;
+stacked, the same arithmetic takes a tenth.
+Source: Jordan et al. 2024, "Muon"; the scale of the step from Liu et al. 2025, "Muon is
+scalable for LLM training", section 2.2.
 """
 
 from collections.abc import Iterable
@@ -16,7 +18,8 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices (n, rows, columns) with the same singular vectors and singular values near 1 (0.7 to 1.2); bfloat16 inside."""
+    """Matrices (n, rows, columns) with the same singular vectors and singular values near
+    1 (0.7 to 1.2); bfloat16 inside."""
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
     wide = x.shape[-2] > x.shape[-1]

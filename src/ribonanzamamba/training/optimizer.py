@@ -43,7 +43,8 @@ def build_optimizers(network: RibonanzaMamba, config: TrainingConfig) -> list[to
 
 
 def learning_rate_share(step: int, progress: float, config: TrainingConfig) -> float:
-    """Share of the peak learning rate: linear warm-up by steps, constant, linear decay to zero over the last `decay_share` of the run.
+    """Share of the peak learning rate: linear warm-up by steps, constant, linear decay to zero over the last
+    `decay_share` of the run.
 
     `progress` is the finished share of the run, by steps or by time.
 

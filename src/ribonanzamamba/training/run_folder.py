@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import platform
 from pathlib import Path
@@ -18,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Files: config.json, versions.json, run.log, metrics.jsonl, checkpoint/ (averaged weights) and state.pt (to continue)."""
+    """Files: config.json, versions.json, run.log, metrics.jsonl, checkpoint/ (averaged
+    weights) and state.pt (to continue)."""
 
     def __init__(self, path: Path, config: Config):
         self.path = path
@@ -40,7 +42,8 @@ class RunFolder:
 
     def log_step(self, step: int, seconds: float, rate: float, losses: dict[str, float], speed: float) -> None:
         row = {"step": step, "seconds": round(seconds, 2), "learning_rate": rate, "rnas_per_second": round(speed, 1)}
-        row |= {f"loss/{name}": round(value, 5) for name, value in losses.items()}
+        # NaN is no JSON: a term that was in no batch is left out
+        row |= {f"loss/{name}": round(value, 5) for name, value in losses.items() if not math.isnan(value)}
         if torch.cuda.is_available():
             row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self.append(row)

@@ -1,4 +1,5 @@
-"""Scores of a network on held-out examples, while it trains. What is reported comes from the `score` command instead."""
+"""Scores of a network on held-out examples, while it trains. What is reported comes from
+the `score` command instead."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class HeldOut:
 def validate(
     network: RibonanzaMamba, held_out: HeldOut, device: torch.device, bfloat16: bool, tokens: int = 16384
 ) -> dict[str, float]:
-    """MAE of each probe (merged replicates, clipped to [0, 1]), mean F1, best and first TM-score and lDDT, and how they correlate with pLDDT."""
+    """MAE of each probe (merged replicates, clipped to [0, 1]), mean F1, best and first TM-score and lDDT, and how
+    they correlate with pLDDT."""
     was_training = network.training
     network.eval()
     scores: dict[str, float] = {}
@@ -60,7 +62,7 @@ def validate(
             difference = (output.reactivity.clamp(0, 1) - batch.reactivity.nan_to_num(0).clamp(0, 1)).abs()
             error = error + (difference * measured).sum((0, 1)).double()
             count = count + measured.sum((0, 1)).double()
-        for probe, value, number in zip(network.config.probes, error.tolist(), count.tolist()):
+        for probe, value, number in zip(network.config.probes, error.tolist(), count.tolist(), strict=True):
             if number:
                 scores[f"mae/{probe}"] = value / number
     if held_out.structure:
@@ -84,7 +86,11 @@ def validate(
                 first.append(tm[int(quality.argmax())])
                 local.append(lddt(models[row, int(quality.argmax()), :length], truth))
                 confidence.append(float(quality.max()))
-        scores |= {"tm/best": float(np.mean(best)), "tm/first": float(np.mean(first)), "lddt/first": float(np.nanmean(local))}
+        scores |= {
+            "tm/best": float(np.mean(best)),
+            "tm/first": float(np.mean(first)),
+            "lddt/first": float(np.nanmean(local)),
+        }
         scores["plddt/first"] = float(np.mean(confidence))
     network.train(was_training)
     return scores

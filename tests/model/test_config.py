@@ -1,0 +1,24 @@
+"""`ModelConfig`: from plain values and back."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ribonanzamamba.model.config import ModelConfig
+
+
+def test_round_trip_through_json():
+    config = ModelConfig(width=64, kernels=(3, 9), dilations=(2,), dropout=0.0, probes=("DMS",))
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ModelConfig.from_dict({}) == ModelConfig()
+
+
+def test_unknown_key_is_named_beside_the_known():
+    with pytest.raises(ValueError, match=r"unknown keys \['depth'\]; known are .*'blocks'"):
+        ModelConfig.from_dict({"width": 64, "depth": 3})
+
+
+def test_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().width = 3

@@ -1,0 +1,228 @@
+"""The loop: a run on small tables, a stopped run that goes on, and four RNAs learned by heart."""
+
+import itertools
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ribonanzamamba.data.batch import collate
+from ribonanzamamba.data.example import Example
+from ribonanzamamba.model.checkpoint import load_checkpoint
+from ribonanzamamba.rna.records import PROBES
+from ribonanzamamba.rna.structure import Structure
+from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
+from ribonanzamamba.training.loop import LOGGED, read_tables, task_batches, train, train_step
+from ribonanzamamba.training.optimizer import build_optimizers
+
+TOML = """
+name = "tiny"
+
+[model]
+width = 32
+pair_width = 16
+blocks = 1
+heads = 2
+d_state = 8
+head_width = 16
+coordinate_width = 24
+coordinate_layers = 1
+coordinate_models = 2
+
+[data]
+reactivity = ["reactivity.parquet"]
+structure = ["structure.parquet"]
+coordinates = ["coordinates.parquet"]
+tokens = 128
+coordinate_tokens = 64
+coordinate_max_length = 32
+coordinate_steps = 2
+
+[training]
+steps = 3
+log_steps = 1
+valid_steps = 2
+warmup_steps = 1
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def config_path(tables) -> Path:
+    path = tables / "tiny.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def log_files_closed():
+    yield
+    package = logging.getLogger("ribonanzamamba")
+    for handler in [each for each in package.handlers if isinstance(each, logging.FileHandler)]:
+        package.removeHandler(handler)
+        handler.close()
+
+
+def metrics(run: Path) -> tuple[list[dict], list[dict]]:
+    """Rows of steps and rows of validations."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "seconds" in row], [row for row in rows if "seconds" not in row]
+
+
+def test_a_run_writes_its_folder(config_path, tmp_path):
+    run = train(config_path, tmp_path / "run")
+    assert run == tmp_path / "run"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.json", "versions.json", "run.log", "metrics.jsonl", "checkpoint", "state.pt"}
+    steps, scores = metrics(run)
+    assert [row["step"] for row in steps] == [1, 2, 3] and [row["step"] for row in scores] == [2, 3]
+    assert all(np.isfinite(row["loss/reactivity"]) and np.isfinite(row["loss/gradient_norm"]) for row in steps)
+    # every second step has a batch of coordinates
+    assert [bool(np.isfinite(row["loss/coordinates"])) for row in steps] == [True, False, True]
+    assert {"valid/mae/DMS", "valid/f1", "valid/tm/best", "valid/lddt/first"} <= set(scores[0])
+    network = load_checkpoint(run / "checkpoint").network
+    assert network.config.width == 32 and all(p.isfinite().all() for p in network.parameters())
+
+
+def test_the_average_follows_the_network(config_path, tmp_path):
+    overrides = ["training.average_decay=0.0", "training.steps=2"]
+    state = torch.load(train(config_path, tmp_path / "run", overrides) / "state.pt", weights_only=True)
+    for name, tensor in state["network"].items():
+        # the pair head of the average is calibrated at the end
+        if not name.startswith("pair_head."):
+            torch.testing.assert_close(state["average"][f"module.{name}"], tensor, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_a_stopped_run_goes_on_at_its_step(config_path, tmp_path):
+    run = train(config_path, tmp_path / "run", ["training.steps=2"])
+    assert torch.load(run / "state.pt", weights_only=True)["step"] == 2
+    before = load_checkpoint(run / "checkpoint").weights_hash
+    train(config_path, run, ["training.steps=4"])
+    assert [row["step"] for row in metrics(run)[0]] == [1, 2, 3, 4]
+    assert torch.load(run / "state.pt", weights_only=True)["step"] == 4
+    assert load_checkpoint(run / "checkpoint").weights_hash != before
+
+
+def test_a_finished_run_is_left_as_it_is(config_path, tmp_path):
+    run = train(config_path, tmp_path / "run", ["training.steps=1"])
+    before = (run / "state.pt").read_bytes(), (run / "metrics.jsonl").read_text()
+    train(config_path, run, ["training.steps=1"])
+    assert ((run / "state.pt").read_bytes(), (run / "metrics.jsonl").read_text()) == before
+
+
+def test_a_run_starts_from_a_checkpoint(config_path, tmp_path):
+    first = train(config_path, tmp_path / "first", ["training.steps=1"])
+    overrides = [f"training.start_from={first / 'checkpoint'}", "training.learning_rate=0.0", "training.steps=1"]
+    second = train(config_path, tmp_path / "second", overrides)
+    got, expected = (load_checkpoint(run / "checkpoint").network.state_dict() for run in (second, first))
+    # the pair head is calibrated at the end of each run
+    different = {key for key in expected if not torch.equal(got[key], expected[key])}
+    assert all(key.startswith("pair_head.") for key in different)
+
+
+def test_the_same_seed_trains_the_same_weights(config_path, tmp_path):
+    hashes = [
+        load_checkpoint(train(config_path, tmp_path / name, overrides) / "checkpoint").weights_hash
+        for name, overrides in (("a", []), ("b", []), ("c", ["training.seed=1"]))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def data_config(tables: Path, **values) -> DataConfig:
+    paths = {task: (str(tables / f"{task}.parquet"),) for task in ("reactivity", "structure", "coordinates")}
+    return DataConfig(**paths, **values)
+
+
+def test_held_out_examples_are_not_trained_on(tables):
+    training, held_out = read_tables(data_config(tables))
+    assert [[example.id for example in table] for table in training["reactivity"]] == [[f"r{k}" for k in range(6)]]
+    assert [example.id for example in held_out.structure] == ["s6", "s7"]
+    # cluster 20 is held out, and the chain without any position is nowhere
+    assert [example.id for example in training["coordinates"][0]] == ["c0", "c1"]
+    assert [example.id for example in held_out.coordinates] == ["c2"]
+
+
+def test_short_chains_are_left_out(tables):
+    training, _ = read_tables(data_config(tables, coordinate_min_length=25))
+    assert training["coordinates"] == [[]]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_share_of_reactivity(tables, share):
+    config = data_config(tables, tokens=3200, reactivity_share=share)
+    training, _ = read_tables(config)
+    rng = np.random.default_rng(0)
+    stream = task_batches(("reactivity", "structure"), training, config, rng, torch.device("cpu"))
+    ids = [name for batch in itertools.islice(stream, 10) for name in batch.ids]
+    assert len(ids) == 1000
+    # three standard deviations of 1000 draws: 0.04
+    assert np.mean([name[0] == "r" for name in ids]) == pytest.approx(share, abs=0.04)
+
+
+def test_shares_of_tables(tables):
+    config = data_config(tables, tokens=3200, structure_shares=(0.5, 0.5))
+    training, _ = read_tables(config)
+    with pytest.raises(ValueError, match="data.structure_shares: expected 1 values, one a table, got 2"):
+        task_batches(("structure",), training, config, np.random.default_rng(0), torch.device("cpu"))
+
+
+STEMS = ("((((((......))))))......", "....(((((.....))))).....", "((((....))))((((....))))", "((((.[[[[..))))...]]]]..")
+
+
+def made_examples() -> list[Example]:
+    """Four RNAs with a stem of their own and reactivities that are high where unpaired."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for k, text in enumerate(STEMS):
+        partners = Structure.from_dot_bracket(text).to_partners()
+        reactivity = np.full((len(text), len(PROBES)), np.nan, dtype=np.float32)
+        reactivity[:, :2] = np.where(partners[:, None] < 0, 0.8, 0.1) + rng.uniform(-0.1, 0.1, (len(text), 2))
+        weight = np.where(np.isnan(reactivity), 0, 1).astype(np.float32)
+        sequence = "".join(rng.choice(list("ACGU"), len(text)))
+        arrays = {"reactivity": reactivity, "reactivity_weight": weight, "partners": partners}
+        examples.append(Example(str(k), sequence, k, 1, "made", **arrays))
+    return examples
+
+
+def test_four_rnas_are_learned_by_heart(small_network):
+    batch = collate(made_examples())
+    config = Config(training=TrainingConfig(learning_rate=3e-3, weight_decay=0.0))
+    optimizers = build_optimizers(small_network, config.training)
+    for _ in range(150):
+        values = dict(
+            zip(
+                LOGGED, train_step(small_network, optimizers, {("reactivity", "structure"): batch}, config), strict=True
+            )
+        )
+    assert values["reactivity"] < 0.1 and values["structure"] < 0.1
+    assert values["coordinates"].isnan(), "no batch of coordinates was given"
+    small_network.eval()
+    with torch.no_grad():
+        output = small_network(batch.tokens, batch.mask)
+    error = (output.reactivity - batch.reactivity)[..., :2].abs().mean()
+    assert error < 0.1
+    for row, text in enumerate(STEMS):
+        found = (output.pair_probability[row] > 0.5).nonzero().tolist()
+        assert len(found) == sum(letter != "." for letter in text), "each pair twice"
+
+
+def test_a_shape_is_learned_by_heart(small_network, helix_atoms):
+    example = Example("c", "GCAU" * 6, 0, 1, "made", coordinates=helix_atoms.numpy())
+    config = Config(training=TrainingConfig(learning_rate=3e-3, weight_decay=0.0))
+    optimizers = build_optimizers(small_network, config.training)
+    batches = {("coordinates",): collate([example])}
+    values = [train_step(small_network, optimizers, batches, config)[LOGGED.index("coordinates")] for _ in range(60)]
+    assert values[-1] < 0.6 * values[0]
+
+
+def test_a_step_changes_every_weight_that_has_a_gradient(small_network):
+    before = {name: parameter.detach().clone() for name, parameter in small_network.named_parameters()}
+    config = Config(training=TrainingConfig())
+    batches = {("reactivity", "structure"): collate(made_examples())}
+    train_step(small_network, build_optimizers(small_network, config.training), batches, config)
+    same = {name for name, parameter in small_network.named_parameters() if torch.equal(parameter, before[name])}
+    assert same == {name for name in before if name.startswith("coordinate_module")}
+    assert all(parameter.grad is None for parameter in small_network.parameters())
