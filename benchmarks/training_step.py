@@ -1,4 +1,4 @@
-"""Time and memory of one training step of the network, plain or with fused elementwise chains, and its costliest kernels.
+"""Time and memory of one training step of the network, plain or with fused elementwise chains; its costliest kernels.
 
     python benchmarks/training_step.py [--shapes 64x176,32x128] [--fuse] [--profile]
 
