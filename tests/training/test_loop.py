@@ -81,7 +81,7 @@ def test_a_run_writes_its_folder(config_path, tmp_path):
     assert [row["step"] for row in steps] == [1, 2, 3] and [row["step"] for row in scores] == [2, 3]
     assert all(np.isfinite(row["loss/reactivity"]) and np.isfinite(row["loss/gradient_norm"]) for row in steps)
     # every second step has a batch of coordinates
-    assert [bool(np.isfinite(row["loss/coordinates"])) for row in steps] == [True, False, True]
+    assert ["loss/coordinates" in row for row in steps] == [True, False, True]
     assert {"valid/mae/DMS", "valid/f1", "valid/tm/best", "valid/lddt/first"} <= set(scores[0])
     network = load_checkpoint(run / "checkpoint").network
     assert network.config.width == 32 and all(p.isfinite().all() for p in network.parameters())

@@ -45,9 +45,9 @@ def decode_structure(
     >>> probability = np.zeros((12, 12))
     >>> probability[[0, 1, 4], [11, 10, 9]] = 0.9, 0.8, 0.3
     >>> decode_structure(probability).to_dot_bracket()
-    '((........))'
-    >>> decode_structure(probability, threshold=0.2).to_dot_bracket()
     '((..(....)))'
+    >>> decode_structure(probability, threshold=0.5).to_dot_bracket()
+    '((........))'
     """
     if pair_probability.ndim != 2 or pair_probability.shape[0] != pair_probability.shape[1]:
         raise ValueError(f"expected pair probabilities (length, length), got {pair_probability.shape}")
