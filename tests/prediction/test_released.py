@@ -14,8 +14,10 @@ import ribonanzamamba
 from ribonanzamamba.model.checkpoint import PIECE_BYTES, RELEASED, WEIGHTS
 from ribonanzamamba.prediction.folder import Origin, PredictionFolder
 from ribonanzamamba.prediction.predict import Predictor, to_batch
+from ribonanzamamba.rna.coordinates import superpose
 from ribonanzamamba.rna.formats import read_fasta
 from ribonanzamamba.rna.records import Record
+from ribonanzamamba.rna.structure import Structure
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "rnas.fasta"
 CLOVERLEAF = "(((((((..((((........)))).(((((.......))))).....(((((.......))))))))))))...."
@@ -55,7 +57,7 @@ def test_pieces_are_small():
 def test_trna_folds_into_its_cloverleaf(predictor):
     record = next(record for record in read_fasta(EXAMPLES) if record.id == "tRNA-Phe")
     predicted = set(predictor.predict(record, tasks=("structure",)).structure.pairs)
-    known = set(ribonanzamamba.rna.structure.Structure.from_dot_bracket(CLOVERLEAF).pairs)
+    known = set(Structure.from_dot_bracket(CLOVERLEAF).pairs)
     assert known <= predicted
     # these weights put one pair more on the anticodon stem
     assert len(predicted - known) <= 1
@@ -90,11 +92,24 @@ def test_padding_changes_nothing_beyond_rounding(predictor, random_rnas):
                 assert (got - expected).abs().max() < tolerance, f"{name} of {record.id}"
 
 
+@pytest.mark.parametrize("changed", [0, 199], ids=["first", "last"])
+def test_a_far_nucleotide_changes_everything(predictor, changed):
+    sequence = "".join(random.Random(7).choices("ACGU", k=200))
+    other = sequence[:changed] + ("A" if sequence[changed] != "A" else "C") + sequence[changed + 1 :]
+    before, after = (arrays(predictor.predict(each)) for each in (sequence, other))
+    far = 199 - changed
+    for name, place in (
+        ("reactivity", (slice(None), far)),
+        ("pair_probability", far),
+        ("coordinates", (slice(None), far)),
+        ("plddt", (slice(None), far)),
+    ):
+        assert np.abs(before[name][place] - after[name][place]).max() > 1e-6, name
+
+
 def test_models_differ_and_are_ranked(predictor):
     prediction = predictor.predict(read_fasta(EXAMPLES)[0])
     assert (np.diff(prediction.model_confidence) <= 0).all()
-    from ribonanzamamba.rna.coordinates import superpose
-
     models = prediction.coordinates[:, :, 2]
     apart = [superpose(models[a], models[b]).rmsd for a in range(5) for b in range(a)]
     assert min(apart) > 0.5, "two of the five models are the same within half an angstrom"
