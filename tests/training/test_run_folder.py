@@ -55,7 +55,7 @@ def test_an_empty_folder_starts_at_zero(folder, small_network):
 
 def test_restored_state_goes_on_bit_equal(folder, small_network, small_config):
     average, optimizers = stepped(small_network, seed=1, steps=2)
-    folder.save(2, small_network, average, optimizers)
+    folder.save(2, average.module, small_network, average, optimizers)
     other = RibonanzaMamba(small_config)
     other_average, other_optimizers = averaged(other, 0.9), build_optimizers(other, TrainingConfig())
     assert folder.restore(other, other_average, other_optimizers, torch.device("cpu")) == 2
@@ -67,7 +67,7 @@ def test_restored_state_goes_on_bit_equal(folder, small_network, small_config):
 
 def test_checkpoint_holds_the_average(folder, small_network):
     average, optimizers = stepped(small_network, seed=1, steps=3)
-    folder.save(3, small_network, average, optimizers)
+    folder.save(3, average.module, small_network, average, optimizers)
     checkpoint = load_checkpoint(folder.path / "checkpoint")
     got = checkpoint.network.nucleotide.weight
     assert checkpoint.name == "tiny"

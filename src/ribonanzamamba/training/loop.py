@@ -1,5 +1,6 @@
 """The training loop: batches of every task in each step, one optimizer step, weights averaged, validated and saved."""
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -89,11 +90,12 @@ def train(config_path: str | Path, out: str | Path | None = None, overrides: Seq
             speed = rnas / (now - last)
             folder.log_step(done, now - began, rate, dict(zip(LOGGED, row, strict=True)), speed)
             recent, rnas, last = [], 0, now
-        if over and held_out.structure:
-            calibrate(average.module, held_out, device)
         if done % config.training.valid_steps == 0 or over:
-            folder.save(done, network, average, optimizers)
-            folder.log_scores(done, validate(average.module, held_out, device, config.training.bfloat16))
+            released = average.module
+            if over and held_out.structure:
+                released = calibrated(released, held_out, device)
+            folder.save(done, released, network, average, optimizers)
+            folder.log_scores(done, validate(released, held_out, device, config.training.bfloat16))
         if over:
             break
     return folder.path
@@ -127,8 +129,10 @@ def train_step(
     return torch.stack([values[name].float() for name in LOGGED])
 
 
-def calibrate(network: RibonanzaMamba, held_out: HeldOut, device: torch.device) -> None:
-    """Give the pair probabilities the temperature that fits the held-out structures, in the weights."""
+def calibrated(network: RibonanzaMamba, held_out: HeldOut, device: torch.device) -> RibonanzaMamba:
+    """A copy whose pair probabilities have the temperature that fits the held-out structures, in the weights."""
+    # a copy: the average itself goes on where the run is continued
+    network = copy.deepcopy(network)
     held_out_batches = [
         batch.to(device)
         for batch in make_batches(held_out.structure, max_tokens=8192, max_cells=2**20, max_examples=256)
@@ -136,6 +140,7 @@ def calibrate(network: RibonanzaMamba, held_out: HeldOut, device: torch.device) 
     temperature = fit_pair_temperature(network, held_out_batches)
     divide_pair_logits(network, temperature)
     logger.info("pair logits divided by %.3f", temperature)
+    return network
 
 
 def read_tables(config: DataConfig) -> tuple[dict[str, list[list[Example]]], HeldOut]:

@@ -59,12 +59,13 @@ class RunFolder:
     def save(
         self,
         step: int,
+        released: RibonanzaMamba,
         network: RibonanzaMamba,
         average: AveragedModel,
         optimizers: list[torch.optim.Optimizer],
     ) -> None:
-        """Averaged weights as a checkpoint, and everything needed to continue."""
-        save_checkpoint(average.module, self.path / "checkpoint", name=self.config.name)
+        """The network to use as a checkpoint, and everything needed to continue."""
+        save_checkpoint(released, self.path / "checkpoint", name=self.config.name)
         state = {
             "step": step,
             "network": network.state_dict(),
