@@ -49,20 +49,26 @@ class PointAttention(nn.Module):
     ) -> Float[Tensor, "batch model length width"]:
         b, m, l, _ = x.shape
         q, k, v = self.scalar(x).reshape(b, m, l, 3, self.heads, self.scalars).unbind(3)
+        # the answer does not depend on the origin, its rounding does: measured from the centre, products stay small
+        centre = (translation * mask[:, None, :, None]).sum(2, keepdim=True) / mask.sum(1).clamp(min=1)[
+            :, None, None, None
+        ]
+        translation = translation - centre
         local = self.point(x).reshape(b, m, l, -1, 3)
         world = local @ rotation.transpose(-1, -2) + translation[..., None, :]
         world = world.reshape(b, m, l, self.heads, 2 * self.points + self.values, 3)
         point_q, point_k, point_v = world.split((self.points, self.points, self.values), dim=-2)
 
-        logit = torch.einsum("bmihc,bmjhc->bmhij", q, k) * (3 * self.scalars) ** -0.5
-        logit = logit + self.bias(pair).permute(0, 3, 1, 2)[:, None] * 3**-0.5
-        # sum of squared distances of the points, by the cosine rule: no (length, length, point, 3) tensor
-        square_q, square_k = (points.square().sum((-1, -2)).transpose(-1, -2) for points in (point_q, point_k))
-        product = torch.einsum("bmihpx,bmjhpx->bmhij", point_q, point_k)
-        distance = (square_q[..., :, None] + square_k[..., None, :] - 2 * product).clamp(min=0)
-        weight = F.softplus(self.point_weight) * (2 / (9 * self.points)) ** 0.5 * 3**-0.5 / 2
-        logit = logit - weight[:, None, None] * distance
-        attention = logit.masked_fill(~mask[:, None, None, None, :], -1e9).softmax(dim=-1)
+        # scalars and points in one product: -w/2 |q - k|^2 = w q k - w/2 |k|^2 - w/2 |q|^2, whose last term the softmax
+        # over k removes; so there is no (length, length, point, 3) tensor and no chain of (length, length) ones
+        weight = (F.softplus(self.point_weight) * (2 / (9 * self.points)) ** 0.5 * 3**-0.5)[:, None]
+        query = torch.cat([q * (3 * self.scalars) ** -0.5, point_q.flatten(-2) * weight], dim=-1)
+        key = torch.cat([k, point_k.flatten(-2)], dim=-1)
+        far = weight / 2 * point_k.square().sum((-1, -2)).transpose(-1, -2)  # b m head l
+        far = far.masked_fill(~mask[:, None, None], 1e9)
+        bias = self.bias(pair).permute(0, 3, 1, 2)[:, None] * 3**-0.5
+        logit = torch.einsum("bmihc,bmjhc->bmhij", query, key) + bias - far[..., None, :]
+        attention = logit.softmax(dim=-1)
 
         scalar = torch.einsum("bmhij,bmjhc->bmihc", attention, v).flatten(3)
         seen = torch.einsum("bmhij,bmjhpx->bmihpx", attention, point_v).reshape(b, m, l, -1, 3)
