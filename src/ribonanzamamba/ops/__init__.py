@@ -1,6 +1,9 @@
 """Functions on tensors: state-space recurrences and short convolutions. Knows nothing of modules or RNA."""
 
+from ribonanzamamba.ops.causal_conv import causal_conv1d
 from ribonanzamamba.ops.depthwise_conv import depthwise_conv1d
+from ribonanzamamba.ops.selective_scan import selective_scan
 from ribonanzamamba.ops.ssd import ssd
+from ribonanzamamba.ops.state_update import selective_state_update
 
-__all__ = ["depthwise_conv1d", "ssd"]
+__all__ = ["causal_conv1d", "depthwise_conv1d", "selective_scan", "selective_state_update", "ssd"]

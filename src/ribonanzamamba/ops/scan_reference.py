@@ -55,3 +55,50 @@ def ssd_reference(
     if z is not None:
         y = y * F.silu(z)
     return (y, state) if return_state else y
+
+
+def selective_scan_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = False,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Outputs (and the last state) of the recurrence with a decay for every channel and state; arguments as in
+    `ops.selective_scan.selective_scan`.
+
+    Source: Gu and Dao 2023 (Mamba), equation 2a with B discretised by Euler's rule as in its section 3.
+    """
+    b, l, d = x.shape
+    n = A.shape[1]
+    if dt_bias is not None:
+        dt = dt + dt_bias
+    if dt_softplus:
+        dt = F.softplus(dt)
+    B = B.repeat_interleave(d // B.shape[2], dim=2)  # b l d n
+    C = C.repeat_interleave(d // C.shape[2], dim=2)
+    state = x.new_zeros(b, d, n) if initial_state is None else initial_state
+    steps = [tensor.unbind(1) for tensor in (x, dt, B, C)]
+    outputs: list[Tensor] = [x.new_zeros(b, d)] * l
+    for t in reversed(range(l)) if reverse else range(l):
+        x_t, dt_t, B_t, C_t = (step[t] for step in steps)
+        present = torch.ones(b, dtype=torch.bool, device=x.device) if lengths is None else t < lengths
+        new = torch.exp(dt_t[..., None] * A) * state + (dt_t * x_t)[..., None] * B_t
+        state = torch.where(present[:, None, None], new, state)
+        y_t = (C_t * state).sum(-1)
+        if D is not None:
+            y_t = y_t + D * x_t
+        outputs[t] = torch.where(present[:, None], y_t, torch.zeros_like(y_t))
+    y = torch.stack(outputs, dim=1) if l else torch.zeros_like(x)
+    if z is not None:
+        y = y * F.silu(z)
+    return (y, state) if return_state else y
