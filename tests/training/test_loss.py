@@ -186,7 +186,7 @@ class TestDistances:
 class TestCoordinates:
     def test_best_model_counts_most(self, helix_atoms):
         target = helix_atoms[None]
-        mask = torch.ones(1, len(helix_atoms), dtype=torch.bool)
+        torch.ones(1, len(helix_atoms), dtype=torch.bool)
         resolved = torch.ones(1, len(helix_atoms), 4, dtype=torch.bool)
         predicted = torch.stack([helix_atoms, helix_atoms + normal(*helix_atoms.shape)])[None]
         # logits of one bin alone: no likelihood is lost where the quality is known
@@ -195,14 +195,14 @@ class TestCoordinates:
         each = frame_aligned_error(predicted, target, resolved) + distance_error(predicted, target, resolved)
         assert each[0, 0] < each[0, 1]
         expected = BEST_MODEL_SHARE * each[0, 0] + (1 - BEST_MODEL_SHARE) * each.mean() + 0.1 * math.log(PLDDT_BINS)
-        assert coordinate_loss(output, target, mask).item() == pytest.approx(expected.item(), abs=1e-5)
+        assert coordinate_loss(output, target).item() == pytest.approx(expected.item(), abs=1e-5)
 
     def test_certain_and_right_confidence_costs_nothing(self, helix_atoms):
         plddt_logit = torch.zeros(1, 1, len(helix_atoms), PLDDT_BINS)
         plddt_logit[..., -1] = 40.0
         output = ModelOutput(coordinates=helix_atoms[None, None], plddt_logit=plddt_logit)
-        mask = torch.ones(1, len(helix_atoms), dtype=torch.bool)
-        assert coordinate_loss(output, helix_atoms[None], mask).item() == pytest.approx(FLOOR, abs=1e-5)
+        torch.ones(1, len(helix_atoms), dtype=torch.bool)
+        assert coordinate_loss(output, helix_atoms[None]).item() == pytest.approx(FLOOR, abs=1e-5)
 
     def test_unresolved_nucleotides_do_not_count(self, helix_atoms):
         """As if they were not there, in value and gradient."""
@@ -211,15 +211,15 @@ class TestCoordinates:
         target = helix_atoms[None, :length].repeat(2, 1, 1, 1)
         target[:, gone] = NAN
         output = made_output(length)
-        mask = torch.ones(2, length, dtype=torch.bool)
-        loss = coordinate_loss(output, target, mask)
+        torch.ones(2, length, dtype=torch.bool)
+        loss = coordinate_loss(output, target)
         loss.backward()
         without = ModelOutput(
             coordinates=output.coordinates[:, :, kept],
             plddt_logit=output.plddt_logit[:, :, kept],
             distance_logit=output.distance_logit[:, kept][:, :, kept],
         )
-        torch.testing.assert_close(coordinate_loss(without, target[:, kept], mask[:, kept]), loss)
+        torch.testing.assert_close(coordinate_loss(without, target[:, kept]), loss)
         got = gradients(output)
         assert (got["coordinates"][:, :, gone] == 0).all() and (got["plddt_logit"][:, :, gone] == 0).all()
         assert (got["distance_logit"][:, gone] == 0).all() and (got["distance_logit"][:, :, gone] == 0).all()
@@ -229,7 +229,7 @@ class TestCoordinates:
         target = helix_atoms[None, :12].repeat(2, 1, 1, 1)
         target[:, 0, 0] = NAN
         output = made_output(12)
-        coordinate_loss(output, target, torch.ones(2, 12, dtype=torch.bool)).backward()
+        coordinate_loss(output, target).backward()
         assert (output.coordinates.grad[:, :, 0, 0] == 0).all()
         assert (output.coordinates.grad[:, :, 1:, 0].abs().sum(-1) > 0).all()
 
@@ -239,9 +239,9 @@ class TestCoordinates:
         target[1, 2:] = NAN
         output = made_output(12)
         fields = {name: getattr(output, name) for name in ("coordinates", "plddt_logit")}
-        mask = torch.ones(2, 12, dtype=torch.bool)
-        both = coordinate_loss(ModelOutput(**fields), target, mask)
-        alone = coordinate_loss(ModelOutput(**{name: t[:1] for name, t in fields.items()}), target[:1], mask[:1])
+        torch.ones(2, 12, dtype=torch.bool)
+        both = coordinate_loss(ModelOutput(**fields), target)
+        alone = coordinate_loss(ModelOutput(**{name: t[:1] for name, t in fields.items()}), target[:1])
         torch.testing.assert_close(both, alone)
 
 

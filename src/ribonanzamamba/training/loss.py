@@ -56,7 +56,7 @@ def losses(output: ModelOutput, batch: Batch) -> Losses:
     if batch.partners is not None and output.pair_logit is not None:
         structure = structure_loss(output.pair_logit, output.no_partner_logit, batch.partners)
     if batch.coordinates is not None and output.coordinates is not None:
-        coordinates = coordinate_loss(output, batch.coordinates, batch.mask)
+        coordinates = coordinate_loss(output, batch.coordinates)
     return Losses(reactivity, error, structure, coordinates)
 
 
@@ -111,9 +111,7 @@ def safe_norm(vector: Float[Tensor, "*axes 3"]) -> Float[Tensor, "*axes"]:
     return (vector.square().sum(-1) + 1e-4).sqrt()
 
 
-def coordinate_loss(
-    output: ModelOutput, target: Float[Tensor, "batch length 4 3"], mask: Bool[Tensor, "batch length"]
-) -> Tensor:
+def coordinate_loss(output: ModelOutput, target: Float[Tensor, "batch length 4 3"]) -> Tensor:
     """Frame-aligned point error and C1' distance error of the best model (mostly),
     distance bins, and pLDDT's likelihood."""
     predicted = output.coordinates
