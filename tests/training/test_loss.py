@@ -186,7 +186,6 @@ class TestDistances:
 class TestCoordinates:
     def test_best_model_counts_most(self, helix_atoms):
         target = helix_atoms[None]
-        torch.ones(1, len(helix_atoms), dtype=torch.bool)
         resolved = torch.ones(1, len(helix_atoms), 4, dtype=torch.bool)
         predicted = torch.stack([helix_atoms, helix_atoms + normal(*helix_atoms.shape)])[None]
         # logits of one bin alone: no likelihood is lost where the quality is known
@@ -201,7 +200,6 @@ class TestCoordinates:
         plddt_logit = torch.zeros(1, 1, len(helix_atoms), PLDDT_BINS)
         plddt_logit[..., -1] = 40.0
         output = ModelOutput(coordinates=helix_atoms[None, None], plddt_logit=plddt_logit)
-        torch.ones(1, len(helix_atoms), dtype=torch.bool)
         assert coordinate_loss(output, helix_atoms[None]).item() == pytest.approx(FLOOR, abs=1e-5)
 
     def test_unresolved_nucleotides_do_not_count(self, helix_atoms):
@@ -211,7 +209,6 @@ class TestCoordinates:
         target = helix_atoms[None, :length].repeat(2, 1, 1, 1)
         target[:, gone] = NAN
         output = made_output(length)
-        torch.ones(2, length, dtype=torch.bool)
         loss = coordinate_loss(output, target)
         loss.backward()
         without = ModelOutput(
@@ -239,7 +236,6 @@ class TestCoordinates:
         target[1, 2:] = NAN
         output = made_output(12)
         fields = {name: getattr(output, name) for name in ("coordinates", "plddt_logit")}
-        torch.ones(2, 12, dtype=torch.bool)
         both = coordinate_loss(ModelOutput(**fields), target)
         alone = coordinate_loss(ModelOutput(**{name: t[:1] for name, t in fields.items()}), target[:1])
         torch.testing.assert_close(both, alone)
