@@ -2,9 +2,9 @@
 chooses an implementation."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ribonanzamamba.ops.recurrence import present_positions, skip_and_gate, step_sizes
 from ribonanzamamba.ops.scan_chunked import ssd_chunked
 from ribonanzamamba.ops.scan_reference import ssd_reference
 
@@ -71,14 +71,9 @@ def ssd(
             return_state=return_state,
         )
     wide = torch.promote_types(x.dtype, torch.float32)
-    dt = dt.to(wide)
-    if dt_bias is not None:
-        dt = dt + dt_bias.to(wide)
-    if dt_softplus:
-        dt = F.softplus(dt)
-    present = None
-    if lengths is not None:
-        present = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # b l
+    dt = step_sizes(dt, dt_bias, dt_softplus=dt_softplus, dtype=wide)
+    present = present_positions(x.shape[1], lengths)  # b l
+    if present is not None:
         dt = dt.masked_fill(~present[..., None], 0)
         x = x.masked_fill(~present[..., None, None], 0)
     if x.shape[1] == 0:
@@ -91,13 +86,7 @@ def ssd(
     y, state = ssd_chunked(steps[0], steps[1], A, steps[2], steps[3], initial_state)
     if reverse:
         y = y.flip(1)
-    if D is not None:
-        y = y + D.to(y.dtype)[:, None] * x
-    if z is not None:
-        y = y * F.silu(z)
-    if present is not None:
-        y = y.masked_fill(~present[..., None, None], 0)
-    y = y.to(x.dtype)
+    y = skip_and_gate(y, x, None if D is None else D[:, None], z, present).to(x.dtype)
     return (y, state) if return_state else y
 
 

@@ -1,0 +1,124 @@
+"""`selective_scan`: the state-space recurrence with a decay for every channel and state (Mamba-1). The contract, and
+the only place that chooses an implementation."""
+
+import torch
+from torch import Tensor
+
+from ribonanzamamba.ops.recurrence import present_positions, skip_and_gate, step_sizes
+from ribonanzamamba.ops.scan_inplace import selective_scan_inplace
+from ribonanzamamba.ops.scan_reference import selective_scan_reference
+
+BACKENDS = ("auto", "inplace", "reference")
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = False,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """y_t = C_t h_t + D x_t with h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, times silu(z_t) where z is given.
+
+    Args:
+        x: (b, l, d) inputs.
+        dt: (b, l, d) step sizes; after `dt_bias` (d,) is added and, with `dt_softplus`, softplus taken.
+        A: (d, n) negative decay rates; n is the size of a channel's state.
+        B, C: (b, l, g, n), g groups that each serve d / g neighbouring channels.
+        D: (d,) skip weights. z: (b, l, d) gate.
+        reverse: run from the last position to the first.
+        lengths: (b,) integers; positions at or beyond a row's length contribute nothing and return exactly 0,
+        in both directions, whatever finite numbers stand there.
+        initial_state: (b, d, n), the state before the first position (after the last one with `reverse`).
+        return_state: also return the state after the last position taken, (b, d, n); differentiable too.
+        backend: "auto", "inplace" (plain PyTorch, linear memory, differentiable once) or "reference" (the definition,
+        a loop, differentiable any number of times, in the dtype of its inputs and without the bound on decays).
+
+    Returns:
+        (b, l, d) in the dtype of x, and the state in at least float32 if asked for. A step's log decay dt A counts as
+        at least -20: exp(-20) = 2e-9 of the state stays.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown backend.
+
+    Source: Gu and Dao 2023, "Mamba", equation 2 and section 3.
+    """
+    check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, lengths)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
+    if backend == "reference":
+        return selective_scan_reference(
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D,
+            z,
+            dt_bias,
+            dt_softplus=dt_softplus,
+            reverse=reverse,
+            lengths=lengths,
+            initial_state=initial_state,
+            return_state=return_state,
+        )
+    wide = torch.promote_types(x.dtype, torch.float32)
+    present = present_positions(x.shape[1], lengths)
+    y, state = selective_scan_inplace(
+        x.to(wide),
+        step_sizes(dt, dt_bias, dt_softplus=dt_softplus, dtype=wide),
+        A.to(wide),
+        B.to(wide),
+        C.to(wide),
+        None if initial_state is None else initial_state.to(wide),
+        present=present,
+        reverse=reverse,
+    )
+    y = skip_and_gate(y, x, D, None if z is None else z.to(wide), present).to(x.dtype)
+    return (y, state) if return_state else y
+
+
+def check_shapes(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    if x.dim() != 3:
+        raise ValueError(f"x: expected (batch, length, width), got {tuple(x.shape)}")
+    b, l, d = x.shape
+    if A.dim() != 2 or A.shape[0] != d:
+        raise ValueError(f"A: expected ({d}, state), got {tuple(A.shape)}")
+    if B.shape != C.shape or B.dim() != 4 or B.shape[:2] != (b, l) or B.shape[3] != A.shape[1]:
+        raise ValueError(
+            f"B and C: expected ({b}, {l}, groups, {A.shape[1]}), got {tuple(B.shape)} and {tuple(C.shape)}"
+        )
+    if B.shape[2] == 0 or d % B.shape[2]:
+        raise ValueError(f"groups: {d} channels cannot be shared by {B.shape[2]} groups")
+    expected = {
+        "dt": (dt, (b, l, d)),
+        "D": (D, (d,)),
+        "z": (z, (b, l, d)),
+        "dt_bias": (dt_bias, (d,)),
+        "initial_state": (initial_state, (b, d, A.shape[1])),
+        "lengths": (lengths, (b,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
