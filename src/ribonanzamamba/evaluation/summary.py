@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,16 +43,16 @@ def estimate(values: Sequence[float] | np.ndarray, weights: Sequence[float] | np
     return Estimate(mean, *bootstrap_interval(values[known], weights=weights[known]))
 
 
-class Report:
+class Report(ABC):
     """What all reports can do: a table for the terminal, and plain data."""
 
+    @abstractmethod
     def rows(self) -> list[tuple[str, ...]]:
         """Cells of the table, its header first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counts(self) -> str:
         """How many RNAs the numbers are of, in words."""
-        raise NotImplementedError
 
     def to_text(self) -> str:
         """The table in columns of even width, and the counts below it."""

@@ -1,6 +1,7 @@
 """Causal Mamba and Mamba-2 for weights of mamba_ssm or transformers: parameters have the same names and shapes."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class MambaState:
     """State of the recurrence, at least float32: (batch, d_inner, d_state) or (batch, heads, d_state, width)."""
 
 
-class StateSpaceLayer(nn.Module):
+class StateSpaceLayer(nn.Module, ABC):
     """What both layers share: a causal convolution, and parameters of the recurrence that stay float32.
 
     `.half()`, `.to(torch.bfloat16)` and the like leave `wide_parameters` as they are: exp(-exp(A_log) dt) over
@@ -67,9 +68,9 @@ class StateSpaceLayer(nn.Module):
         channels, _, taps = conv.shape
         return MambaState(conv.new_zeros(batch, taps - 1, channels), scan.new_zeros(batch, *self.scan_shape()))
 
+    @abstractmethod
     def scan_shape(self) -> tuple[int, ...]:
         """Shape of the recurrence's state for one row."""
-        raise NotImplementedError
 
 
 class Mamba(StateSpaceLayer):
