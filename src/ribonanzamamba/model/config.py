@@ -1,12 +1,37 @@
 """What a RibonanzaMamba network is made of."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 from ribonanzamamba.rna.records import PROBES
 
+Sizes = TypeVar("Sizes", bound="PlainValues")
+
+
+class PlainValues:
+    """A dataclass of sizes that goes to plain values and back, as in TOML or JSON."""
+
+    @classmethod
+    def from_dict(cls: type[Sizes], values: Mapping[str, Any]) -> Sizes:
+        """The config these values spell; a list becomes a tuple.
+
+        Raises:
+            ValueError: an unknown key.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"model: unknown keys {unknown}; known are {sorted(known)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inverse of `from_dict`."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(PlainValues):
     """Sizes of a network; the defaults are the released one."""
 
     width: int = 256
@@ -36,19 +61,3 @@ class ModelConfig:
     coordinate_models: int = 5
     """Different 3D models predicted at once."""
     probes: tuple[str, ...] = PROBES
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "ModelConfig":
-        """Config from plain values, as in TOML or JSON.
-
-        Raises:
-            ValueError: an unknown key.
-        """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"model: unknown keys {unknown}; known are {sorted(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-    def to_dict(self) -> dict:
-        return asdict(self)

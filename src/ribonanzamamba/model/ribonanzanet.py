@@ -15,7 +15,7 @@ from github.com/Shujun-He/RibonanzaNet at efebd44, configs/pairwise.yaml.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ribonanzamamba.model.config import PlainValues
 from ribonanzamamba.model.network import TOKENS, ModelOutput
 
 PADDING = 4
@@ -43,7 +44,7 @@ ROWS, COLUMNS = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class RibonanzaNetConfig:
+class RibonanzaNetConfig(PlainValues):
     """Sizes of the network, by default the public ones (11,296,898 parameters), and which faults it has, by default
     none."""
 
@@ -107,22 +108,6 @@ class RibonanzaNetConfig:
             rowwise_triangle_dropout=True,
             fixed_attention_dropout=True,
         )
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "RibonanzaNetConfig":
-        """Config from plain values, as in TOML or JSON.
-
-        Raises:
-            ValueError: an unknown key.
-        """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"ribonanzanet: unknown keys {unknown}; known are {sorted(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 class RibonanzaNet(nn.Module):

@@ -189,11 +189,11 @@ def task_batches(
         if shares and len(shares) != len(tables):
             raise ValueError(f"data.{task}_shares: expected {len(tables)} values, one a table, got {len(shares)}")
         together = [example for table in tables for example in table]
-        weight = cluster_weights(together, power)
         if shares:
-            weight = np.concatenate(
-                [part * cluster_weights(table, power) for part, table in zip(shares, tables, strict=True)]
-            )
+            parts = zip(shares, tables, strict=True)
+            weight = np.concatenate([part * cluster_weights(table, power) for part, table in parts])
+        else:
+            weight = cluster_weights(together, power)
         examples += together
         weights.append(share * weight / max(weight.sum(), 1e-12))
     alone = "coordinates" in tasks
