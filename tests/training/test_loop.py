@@ -76,7 +76,7 @@ def test_a_run_writes_its_folder(config_path, tmp_path):
     run = train(config_path, tmp_path / "run")
     assert run == tmp_path / "run"
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.json", "versions.json", "run.log", "metrics.jsonl", "checkpoint", "state.pt"}
+    assert names == {"config.json", "versions.json", "run.log", "metrics.jsonl", "checkpoint", "best", "state.pt"}
     steps, scores = metrics(run)
     assert [row["step"] for row in steps] == [1, 2, 3] and [row["step"] for row in scores] == [2, 3]
     assert all(np.isfinite(row["loss/reactivity"]) and np.isfinite(row["loss/gradient_norm"]) for row in steps)
@@ -98,11 +98,11 @@ def test_the_average_follows_the_network(config_path, tmp_path):
 
 def test_a_stopped_run_goes_on_at_its_step(config_path, tmp_path):
     run = train(config_path, tmp_path / "run", ["training.steps=2"])
-    assert torch.load(run / "state.pt", weights_only=True)["step"] == 2
+    assert torch.load(run / "state.pt", weights_only=True)["run"]["step"] == 2
     before = load_checkpoint(run / "checkpoint").weights_hash
     train(config_path, run, ["training.steps=4"])
     assert [row["step"] for row in metrics(run)[0]] == [1, 2, 3, 4]
-    assert torch.load(run / "state.pt", weights_only=True)["step"] == 4
+    assert torch.load(run / "state.pt", weights_only=True)["run"]["step"] == 4
     assert load_checkpoint(run / "checkpoint").weights_hash != before
 
 

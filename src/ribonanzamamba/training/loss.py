@@ -119,7 +119,8 @@ def reactivity_loss(
     of that error under the predicted one (None for a network that predicts no error).
 
     Each is the mean over `examples` (those of the batch) of their mean over measured cells, noisy examples counting
-    less by their weight. The second does not reach the value: an easy way to lower a likelihood must not be to widen it.
+    less by their weight. The second does not reach the value: an easy way to lower a likelihood must not be
+    to widen it.
     """
     examples = len(target) if examples is None else examples
     measured = ~target.isnan()

@@ -26,9 +26,7 @@ def build_optimizers(network: nn.Module, config: TrainingConfig) -> list[torch.o
         linear = (module for module in network.blocks.modules() if isinstance(module, nn.Linear))
         matrices = [module.weight for module in linear if module.weight.requires_grad]
     taken = {id(parameter) for parameter in matrices}
-    rest = [
-        parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in taken
-    ]
+    rest = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in taken]
     groups = [
         {"params": [parameter for parameter in rest if parameter.dim() > 1], "weight_decay": config.weight_decay},
         # gains, biases, decay rates: pulling them to zero means nothing

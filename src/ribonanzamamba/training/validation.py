@@ -39,6 +39,19 @@ class HeldOut:
         return HeldOut(*parts)
 
 
+def overall(scores: dict[str, float]) -> float:
+    """One number to choose the best weights of a run by, higher is better: the mean over the tasks of 1 - MAE (mean
+    over probes), F1, and the TM-score of the first model.
+
+    >>> overall({"mae/2A3": 0.3, "mae/DMS": 0.1, "f1": 0.6})
+    0.7
+    """
+    errors = [value for name, value in scores.items() if name.startswith("mae/")]
+    tasks = [1 - sum(errors) / len(errors)] if errors else []
+    tasks += [scores[name] for name in ("f1", "tm/first") if name in scores]
+    return sum(tasks) / len(tasks)
+
+
 @torch.no_grad()
 def validate(
     network: RibonanzaMamba, held_out: HeldOut, device: torch.device, bfloat16: bool, tokens: int = 16384
