@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -56,3 +57,16 @@ def summary(row: dict[str, Any]) -> str:
     if "memory_gib" in row:
         words.append(f"{row['memory_gib']:.1f} GiB")
     return ", ".join(words)
+
+
+def log_to(console: Console) -> None:
+    """Log lines to a console: above the progress bar on a terminal, plain lines elsewhere."""
+    handler: logging.Handler = logging.StreamHandler(console.file)
+    if console.is_terminal:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=console, show_level=False, show_path=False, markup=False, highlighter=None)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
