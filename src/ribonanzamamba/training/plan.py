@@ -139,10 +139,26 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
         raise ValueError("data: expected at least one table, got none")
     trained = sum(count for count, needs in counts if needs)
     total = sum(count for count, _ in counts)
-    # float32: weights and their average; of the trained ones gradient and two moments (Muon keeps one)
-    moments = 1.3 if config.training.optimizer == "muon" else 2
-    resident = int(4 * (2 * total + (1 + moments) * trained))
+    resident = resident_bytes(total, trained, config.training.optimizer)
     return Plan(total, trained, resident, tuple(passes), config.training.fuse, data.coordinate_steps)
+
+
+def resident_bytes(parameters: int, trained: int, optimizer: str) -> int:
+    """Bytes that stay between steps: weights and their average, of the trained ones gradient and moments; float32."""
+    # two moments; of the matrices, nine tenths of the network, Muon keeps one
+    moments = 1.1 if optimizer == "muon" else 2.0
+    return int(4 * (2 * parameters + (1 + moments) * trained))
+
+
+def trace_fake(
+    config: Config, checkpointing: str, tasks: tuple[str, ...], examples: int, length: int
+) -> tuple[Pass, int]:
+    """One pass of a network of the config over a batch of a given shape, traced, and the number of parameters."""
+    with FakeTensorMode():
+        network = build_network(config).train()
+        network.checkpoint_activations(checkpointing)
+        traced = trace(network, tasks, examples, length, config)
+        return traced, sum(parameter.numel() for parameter in network.parameters())
 
 
 def largest_batch(tokens: int, max_length: int, multiple: int, processes: int = 1) -> tuple[int, int]:
