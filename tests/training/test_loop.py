@@ -12,6 +12,7 @@ import torch
 from ribonanzamamba.data.batch import collate
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.model.checkpoint import load_checkpoint
+from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.rna.structure import Structure
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
@@ -121,6 +122,20 @@ def test_a_run_starts_from_a_checkpoint(config_path, tmp_path):
     # the pair head is calibrated at the end of each run
     different = {key for key in expected if not torch.equal(got[key], expected[key])}
     assert all(key.startswith("pair_head.") for key in different)
+
+
+def test_another_network_can_be_trained(config_path, tmp_path):
+    def build(config: Config) -> RibonanzaNet:
+        return RibonanzaNet(
+            RibonanzaNetConfig(width=16, pair_width=8, layers=2, heads=2, outer_width=4, triangle_width=8)
+        )
+
+    overrides = ["data.structure=[]", "data.coordinates=[]"]
+    run = train(config_path, tmp_path / "run", overrides, build=build)
+    steps, scores = metrics(run)
+    assert [row["step"] for row in steps] == [1, 2, 3] and "valid/mae/DMS" in scores[-1]
+    # it predicts no error of its own
+    assert "loss/reactivity" in steps[0] and "loss/reactivity_error" not in steps[0]
 
 
 def test_the_same_seed_trains_the_same_weights(config_path, tmp_path):

@@ -22,6 +22,7 @@ from ribonanzamamba.data.reactivity_table import read_reactivity_table
 from ribonanzamamba.data.splits import cluster_weights, sample_batches
 from ribonanzamamba.data.structure_table import read_structure_table
 from ribonanzamamba.model.network import RibonanzaMamba
+from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
 from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.display import Display
@@ -100,7 +101,7 @@ class Run:
             self.network.checkpoint_activations(settings.checkpointing)
         if settings.fuse:
             self.network.fuse()
-        training, held_out = read_tables(config.data)
+        training, held_out = read_tables(config.data, tuple(self.network.config.probes))
         self.held_out = held_out.sample(settings.valid_examples)
         self.waiting = Waiting(device)
         self.streams = {
@@ -231,14 +232,17 @@ class Run:
 
     def validate(self, network: nn.Module) -> None:
         """Score and release a network: the first process does, the others wait."""
+        began = time.monotonic()
         if self.processes.leads:
             scores = validate(network, self.held_out, self.processes.device, self.config.training.bfloat16)
             self.folder.log_scores(self.state.step, scores)
-            best = bool(scores) and overall(scores) > self.state.best
-            self.state.best = max(self.state.best, overall(scores)) if scores else self.state.best
-            self.folder.release(network, best or not scores)
+            # without anything held out the newest weights are the best known
+            score = overall(scores) if scores else self.state.best
+            self.folder.release(network, best=score > self.state.best or not scores)
+            self.state.best = max(self.state.best, score)
         self.processes.wait()
-        self.last_log = max(self.last_log, time.monotonic()) if not self.state.rows else self.last_log
+        # the speed in the log is that of training
+        self.last_log += time.monotonic() - began
 
     def save(self) -> bool:
         self.take_note(wait=True)
@@ -388,9 +392,9 @@ def calibrated(network: RibonanzaMamba, held_out: HeldOut, device: torch.device)
     return network
 
 
-def read_tables(config: DataConfig) -> tuple[dict[str, list[list[Example]]], HeldOut]:
+def read_tables(config: DataConfig, probes: Sequence[str] = PROBES) -> tuple[dict[str, list[list[Example]]], HeldOut]:
     """Training examples of each task, a list a table, and what is held out for validation."""
-    reactivity = [read_reactivity_table(path, "train") for path in config.reactivity]
+    reactivity = [read_reactivity_table(path, "train", probes=probes) for path in config.reactivity]
     structure = [read_structure_table(path, "train") for path in config.structure]
     # a chain without any position teaches nothing, and a batch of such chains has no loss
     coordinates = [
@@ -398,7 +402,9 @@ def read_tables(config: DataConfig) -> tuple[dict[str, list[list[Example]]], Hel
         for path in config.coordinates
     ]
     held_out = HeldOut(
-        reactivity=[example for path in config.reactivity for example in read_reactivity_table(path, "valid")],
+        reactivity=[
+            example for path in config.reactivity for example in read_reactivity_table(path, "valid", probes=probes)
+        ],
         structure=[example for path in config.structure for example in read_structure_table(path, "valid")],
         coordinates=[example for table in coordinates for example in table if example.cluster % VALID_CLUSTERS == 0],
     )

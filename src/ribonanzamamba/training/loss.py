@@ -67,7 +67,8 @@ class Counts:
     @classmethod
     def of(cls, batch: Batch) -> "Counts":
         """Those of one batch."""
-        examples = torch.tensor(float(len(batch)), device=batch.tokens.device)
+        # filled on the device: a number copied from the host would make it wait
+        examples = torch.full((), float(len(batch)), device=batch.tokens.device)
         if batch.coordinates is None:
             return cls(examples, *torch.zeros(3, device=examples.device))
         return cls(examples, *count_resolved(~batch.coordinates.isnan().any(-1)))

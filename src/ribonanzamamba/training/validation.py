@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from ribonanzamamba.data.batch import Batch, batches
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.evaluation.metrics import compare_structures, lddt
 from ribonanzamamba.evaluation.tm_score import tm_score
-from ribonanzamamba.model.network import ModelOutput, RibonanzaMamba
+from ribonanzamamba.model.network import ModelOutput
 from ribonanzamamba.prediction.decode import decode_structure
 from ribonanzamamba.rna.records import ATOMS
 from ribonanzamamba.rna.structure import Structure
@@ -54,7 +55,7 @@ def overall(scores: dict[str, float]) -> float:
 
 @torch.no_grad()
 def validate(
-    network: RibonanzaMamba, held_out: HeldOut, device: torch.device, bfloat16: bool, tokens: int = 16384
+    network: nn.Module, held_out: HeldOut, device: torch.device, bfloat16: bool, tokens: int = 16384
 ) -> dict[str, float]:
     """MAE of each probe (merged replicates, clipped to [0, 1]), mean F1, best and first TM-score and lDDT, and how
     they correlate with pLDDT."""
