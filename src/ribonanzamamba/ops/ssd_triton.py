@@ -15,6 +15,7 @@ LONGEST_CHUNK = 64
 """Positions a chunk, as in `scan_chunked.py`."""
 WIDEST_TILE = 64
 """Channels of a head that one program takes."""
+FORWARD_WARPS, BACKWARD_WARPS = 4, 8
 FEWEST_CHUNKS = 4
 """Chunks a segment: shorter ones spend more on finding the state that enters them than they gain."""
 
@@ -110,7 +111,7 @@ def forward(
             *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None, KEEP=keep,
-            RETURN_LAST=return_last, num_warps=4, num_stages=2, **common,
+            RETURN_LAST=return_last, num_warps=FORWARD_WARPS, num_stages=2, **common,
         )  # fmt: skip
         if both:
             y = merge(y, x, D, z, lengths, ungated, scale, keep)
@@ -189,7 +190,7 @@ def backward(
             *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision, num_warps=8, num_stages=1,
+            Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision, num_warps=BACKWARD_WARPS, num_stages=1,
         )  # fmt: skip
     sums = sums.sum(dim=(1, 3))  # direction h 3
     return (
