@@ -345,7 +345,7 @@ def backward_kernel(
         if HAS_D:
             dD += tl.sum(tl.sum(G * X.to(tl.float32), 1), 0)
         G_s = (G * scale).to(DOT)
-        h = tl.load(states + (row * chunks + c) * N * P + state_offsets, mask=state_mask, other=0.0)
+        h = tl.load(states + (row * chunks + c) * N * P + state_offsets, mask=state_mask, other=0.0).to(tl.float32)
         g = log_decay(d, rate, ok)
         coarse, fine, whole_coarse, whole_fine = sums_of_log(g)
         from_start = tl.exp(coarse + fine)

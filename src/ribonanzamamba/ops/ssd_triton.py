@@ -11,11 +11,13 @@ from torch.autograd.function import once_differentiable
 from ribonanzamamba.ops import ssd_kernels as kernels
 from ribonanzamamba.ops.backend import device_of, dot_type, processors
 
-LONGEST_CHUNK = 64
-"""Positions a chunk, as in `scan_chunked.py`."""
+LONGEST_CHUNK = 32
+"""Positions a chunk: the tiles of 64 spill registers in the backward pass, which then takes half as long again."""
 WIDEST_TILE = 64
 """Channels of a head that one program takes."""
-FORWARD_WARPS, BACKWARD_WARPS = 4, 8
+LARGEST_STATE_TILE = 64 * 32
+"""Numbers of the state that one program of the backward pass holds."""
+WARPS = 4
 FEWEST_CHUNKS = 4
 """Chunks a segment: shorter ones spend more on finding the state that enters them than they gain."""
 
@@ -49,13 +51,18 @@ class Plan:
         return self.rows * self.tiles, self.segments
 
 
-def plan(x: Tensor, B: Tensor, directions: int) -> Plan:
+def chunk_size(length: int) -> int:
+    return min(LONGEST_CHUNK, max(16, triton.next_power_of_2(length)))
+
+
+def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Plan:
     """Chunk, tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     batch, length, heads, width = x.shape
     groups, state = B.shape[2] // directions, B.shape[3]
-    longest = LONGEST_CHUNK if state <= 128 else LONGEST_CHUNK // 2
-    Q = min(longest, max(16, triton.next_power_of_2(length)))
-    BP = min(WIDEST_TILE, max(16, triton.next_power_of_2(width)))
+    Q = chunk_size(length)
+    BN = max(16, triton.next_power_of_2(state))
+    widest = max(16, min(WIDEST_TILE, LARGEST_STATE_TILE // BN)) if backward else WIDEST_TILE
+    BP = min(widest, max(16, triton.next_power_of_2(width)))
     tiles = triton.cdiv(width, BP)
     chunks = triton.cdiv(length, Q)
     programs = directions * batch * heads * tiles
@@ -65,7 +72,7 @@ def plan(x: Tensor, B: Tensor, directions: int) -> Plan:
     segments = triton.cdiv(chunks, chunks_a_segment)
     return Plan(
         batch, length, heads, width, groups, state, directions,
-        Q, max(16, triton.next_power_of_2(state)), BP, tiles, chunks, segments, chunks_a_segment,
+        Q, BN, BP, tiles, chunks, segments, chunks_a_segment,
     )  # fmt: skip
 
 
@@ -96,7 +103,8 @@ def forward(
     y = x.new_empty((directions, *x.shape) if both else x.shape)
     state = (cut.state, cut.width)
     last = x.new_empty((cut.batch, cut.heads, *state) if return_last else 0, dtype=torch.float32)
-    states = x.new_empty((cut.rows, cut.chunks, *state) if keep else 0, dtype=torch.float32)
+    # rounded copies: the recurrence itself goes on from the registers
+    states = x.new_empty((cut.rows, cut.chunks, *state) if keep else 0)
     ungated = x.new_empty(x.shape if keep and z is not None else 0)
     dot, precision = dot_type(x.dtype)
     entering = start
@@ -111,7 +119,7 @@ def forward(
             *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None, KEEP=keep,
-            RETURN_LAST=return_last, num_warps=FORWARD_WARPS, num_stages=2, **common,
+            RETURN_LAST=return_last, num_warps=WARPS, num_stages=2, **common,
         )  # fmt: skip
         if both:
             y = merge(y, x, D, z, lengths, ungated, scale, keep)
@@ -166,7 +174,7 @@ def backward(
     reverse: bool, directions: int, scale: float, return_dstart: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty where there is no such input."""
-    cut = plan(x, B, directions)
+    cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
     narrow = x.dtype
     dx = x.new_empty((directions, *x.shape))
@@ -190,7 +198,7 @@ def backward(
             *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision, num_warps=BACKWARD_WARPS, num_stages=1,
+            Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
     sums = sums.sum(dim=(1, 3))  # direction h 3
     return (
@@ -215,13 +223,11 @@ def _(
     x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, keep, return_last
 ):  # fmt: skip
     batch, length, heads, width = x.shape
-    longest = LONGEST_CHUNK if B.shape[3] <= 128 else LONGEST_CHUNK // 2
-    chunk = min(longest, max(16, triton.next_power_of_2(length)))
     state = (B.shape[3], width)
     return (
         x.new_empty(x.shape),
         x.new_empty((batch, heads, *state) if return_last else 0, dtype=torch.float32),
-        x.new_empty((directions * batch * heads, -(-length // chunk), *state) if keep else 0, dtype=torch.float32),
+        x.new_empty((directions * batch * heads, -(-length // chunk_size(length)), *state) if keep else 0),
         x.new_empty(x.shape if keep and z is not None else 0),
     )
 
