@@ -121,6 +121,27 @@ def predict(
 
 
 @app.command()
+def prepare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Whose tables.")],
+    out: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the examples; `data.store` of a config.")],
+    priors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Add ViennaRNA's pair probabilities, kept in DIR; those missing are computed."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that compute them; 0: use what DIR has.")] = 1,
+) -> None:
+    """Read a config's tables once and write their examples to a folder that training reads in seconds."""
+    with _interruptible(), _one_line_errors(ImportError):
+        from ribonanzamamba.training.tables import prepare_store
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        prepared = prepare_store(config, out, priors, workers)
+    typer.echo(prepared)
+
+
+@app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to train, on what, and how.")],
     out: Annotated[

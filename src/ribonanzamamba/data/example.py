@@ -3,6 +3,7 @@
 Knows nothing of files, tensors or batches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +76,21 @@ def crop(example: Example, start: int, stop: int) -> Example:
         coordinates=None if example.coordinates is None else example.coordinates[start:stop],
         prior=None if example.prior is None else example.prior.crop(start, stop),
     )
+
+
+def drop_priors(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
+    """The examples, each without its prior with a probability of `share`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> example = Example("x", "GGAACC", 0, 1, "", prior=Prior(np.uint16([0]), np.uint16([5]), np.uint8([255])))
+    >>> [each.prior is None for each in drop_priors([example] * 4, 0.5, rng)]
+    [False, True, True, True]
+    """
+    dropped = rng.random(len(examples)) < share
+    return [
+        replace(example, prior=None) if drop and example.prior is not None else example
+        for example, drop in zip(examples, dropped.tolist(), strict=True)
+    ]
 
 
 def _crop_partners(partners: Int32[np.ndarray, " length"], start: int, stop: int) -> Int32[np.ndarray, " crop"]:
