@@ -78,6 +78,9 @@ def predict(
     tasks: Annotated[str, typer.Option(help="What to predict, separated by commas.")] = ",".join(TASKS),
     models: Annotated[int, typer.Option(min=1, help="3D models of each RNA, best first.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    prior: Annotated[
+        str, typer.Option(help="Pair probabilities as an input: auto (ViennaRNA if installed), vienna or none.")
+    ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in DIR.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in DIR.")] = False,
     weights: Annotated[
@@ -99,15 +102,19 @@ def predict(
         from ribonanzamamba.prediction.folder import Existing, FolderError, Origin, PredictionFolder
         from ribonanzamamba.prediction.predict import load
 
-        with _one_line_errors(FolderError):
-            predictor = load(weights, device)
+        with _one_line_errors(FolderError, ImportError):
+            predictor = load(weights, device, prior)
+            for warning in predictor.warnings:
+                run.warn(warning)
             # a number of models the network lacks is refused before a folder is made
             predictor.iterate([], asked, models)
             run.folder = PredictionFolder(
                 out,
                 asked,
                 models,
-                origin=Origin(predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs)),
+                origin=Origin(
+                    predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs), predictor.prior
+                ),
                 existing=Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE,
             )
         try:

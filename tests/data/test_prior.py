@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from ribonanzamamba.data import prior as prior_module
-from ribonanzamamba.data.prior import LEAST_PROBABILITY, Prior, compute_priors, fold_prior, make_prior, read_priors
+from ribonanzamamba.data.prior import (
+    LEAST_PROBABILITY,
+    Prior,
+    compute_priors,
+    fold_prior,
+    fold_priors,
+    folding_seconds,
+    make_prior,
+    read_priors,
+)
 
 
 def made(*pairs: tuple[int, int, float]) -> Prior:
@@ -63,3 +72,36 @@ def test_several_workers_find_the_same(tmp_path, monkeypatch):
     assert {key: listed(prior) for key, prior in found.items()} == {
         sequence: listed(fold_prior(sequence)) for sequence in sequences
     }
+
+
+def test_priors_made_ahead_are_those_made_one_by_one(monkeypatch):
+    pytest.importorskip("RNA", reason="ViennaRNA is not installed")
+    sequences = ["GGGGAAAACCCC", "A", "GGCGAAAGCC", "GGGGAAAACCCC", "NNNN"]
+    expected = [listed(prior) for prior in fold_priors(sequences, workers=0)]
+    monkeypatch.setattr(prior_module, "WORTH_PROCESSES", 0.0)
+    monkeypatch.setattr(prior_module, "PART_SECONDS", folding_seconds("A" * 11))
+    assert [listed(prior) for prior in fold_priors(sequences, workers=2)] == expected
+    assert expected[0] and not expected[1]
+
+
+def test_a_single_or_a_few_short_rnas_start_no_process(monkeypatch):
+    monkeypatch.setattr(prior_module, "fold_prior", lambda sequence: made((0, 9, 0.5)))
+    monkeypatch.setattr(prior_module, "_folded_ahead", None)
+    assert len(list(fold_priors(["A" * 76] * 50))) == 50
+    assert len(list(fold_priors(["A" * 2000]))) == 1
+    assert list(fold_priors([])) == []
+
+
+def test_priors_that_nobody_waits_for_are_not_made(monkeypatch):
+    asked = []
+
+    def fold(part):
+        asked.append(part)
+        return [made((0, 9, 0.5)) for _ in part]
+
+    monkeypatch.setattr(prior_module, "_fold_in_process", fold)
+    monkeypatch.setattr(prior_module, "PART_SECONDS", 0.0)
+    priors = fold_priors(["A" * 1000] * 100, workers=1)
+    next(priors)
+    priors.close()
+    assert len(asked) < 100

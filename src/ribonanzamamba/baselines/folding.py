@@ -6,6 +6,7 @@ Source: Lorenz et al. 2011, "ViennaRNA Package 2.0"; its default parameters (Tur
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
@@ -17,6 +18,8 @@ from ribonanzamamba.rna.structure import Structure
 
 LEAST_PROBABILITY = 0.01
 """Pairs of a lower probability are left out."""
+INSTALL = 'pip install "ribonanzamamba[vienna]"'
+"""What makes ViennaRNA available."""
 RESCALE_LENGTH = 300
 """Nucleotides from which the partition function is scaled by the minimum free energy, as ViennaRNA advises for long
 RNAs: shorter ones, be they all G-C pairs (-1.7 kcal/mol a nucleotide), stay within doubles, and the fold for the energy
@@ -27,12 +30,24 @@ class ViennaMissing(ImportError):
     """ViennaRNA is not installed; the message says how to get it."""
 
     def __init__(self) -> None:
-        super().__init__('ViennaRNA is not installed: pip install "ribonanzamamba[vienna]" (or pip install viennarna)')
+        super().__init__(f"ViennaRNA is not installed: {INSTALL} (or pip install viennarna)")
 
 
 def available() -> bool:
     """Whether ViennaRNA's Python module `RNA` is installed; it is not imported."""
     return importlib.util.find_spec("RNA") is not None
+
+
+def vienna_version() -> str:
+    """The installed ViennaRNA's version; ViennaRNA is not imported. Empty where it is missing.
+
+    >>> vienna_version()[:2] in ("", "2.")
+    True
+    """
+    try:
+        return importlib.metadata.version("viennarna")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def pair_probabilities(sequence: str, least: float = LEAST_PROBABILITY) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
