@@ -61,7 +61,7 @@ def network(monkeypatch) -> FakeNetwork:
     """The network behind `predict`; nothing is read from disk."""
     network = FakeNetwork()
 
-    def load(weights, device):
+    def load(weights, device, prior):
         if weights == "missing":
             raise FileNotFoundError("no weights at missing")
         return Predictor(network, name="fake", weights_hash="abc", device=device, max_tokens=16, max_length=100)
@@ -310,3 +310,23 @@ def test_score_takes_what_predict_writes(network, fasta, tmp_path, task):
     assert result.exit_code == 0, result.stderr
     assert isinstance(json.loads(result.stdout), dict)
     assert run("score", task, "--truth", source, "--predicted", out).stdout.strip()
+
+
+def test_a_missing_vienna_is_one_warning_and_in_run_json(network, fasta, tmp_path, monkeypatch):
+    class Warning(predict_module.Predictor):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.warnings = ("no ViennaRNA",)
+
+    monkeypatch.setattr(predict_module, "load", lambda weights, device, prior: Warning(network, device="cpu"))
+    result = run("predict", str(fasta), "--out", str(tmp_path / "out"))
+    assert result.stderr.count("no ViennaRNA") == 1
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["warnings"].count("no ViennaRNA") == 1
+
+
+def test_prepare_writes_a_store(tmp_path):
+    (tmp_path / "structure.csv").write_text("id,sequence,dot_bracket\na,GGGAAACCC,(((...)))\n")
+    (tmp_path / "config.toml").write_text('[data]\nstructure = ["structure.csv"]\n')
+    result = run("prepare", str(tmp_path / "config.toml"), "--out", str(tmp_path / "store"))
+    assert result.exit_code == 0 and result.stdout.strip() == str(tmp_path / "store")
+    assert (tmp_path / "store" / "index.json").is_file()

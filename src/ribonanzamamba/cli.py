@@ -78,6 +78,9 @@ def predict(
     tasks: Annotated[str, typer.Option(help="What to predict, separated by commas.")] = ",".join(TASKS),
     models: Annotated[int, typer.Option(min=1, help="3D models of each RNA, best first.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    prior: Annotated[
+        str, typer.Option(help="Pair probabilities as an input: auto (ViennaRNA if installed), vienna or none.")
+    ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in DIR.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in DIR.")] = False,
     weights: Annotated[
@@ -99,15 +102,19 @@ def predict(
         from ribonanzamamba.prediction.folder import Existing, FolderError, Origin, PredictionFolder
         from ribonanzamamba.prediction.predict import load
 
-        with _one_line_errors(FolderError):
-            predictor = load(weights, device)
+        with _one_line_errors(FolderError, ImportError):
+            predictor = load(weights, device, prior)
+            for warning in predictor.warnings:
+                run.warn(warning)
             # a number of models the network lacks is refused before a folder is made
             predictor.iterate([], asked, models)
             run.folder = PredictionFolder(
                 out,
                 asked,
                 models,
-                origin=Origin(predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs)),
+                origin=Origin(
+                    predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs), predictor.prior
+                ),
                 existing=Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE,
             )
         try:
@@ -118,6 +125,27 @@ def predict(
             _say(run.progress())
             raise typer.Exit(RECORD_FAILED if run.done else NOTHING_USABLE) from None
     _finish(run)
+
+
+@app.command()
+def prepare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Whose tables.")],
+    out: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the examples; `data.store` of a config.")],
+    priors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Add ViennaRNA's pair probabilities, kept in DIR; those missing are computed."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that compute them; 0: use what DIR has.")] = 1,
+) -> None:
+    """Read a config's tables once and write their examples to a folder that training reads in seconds."""
+    with _interruptible(), _one_line_errors(ImportError):
+        from ribonanzamamba.training.tables import prepare_store
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        prepared = prepare_store(config, out, priors, workers)
+    typer.echo(prepared)
 
 
 @app.command()

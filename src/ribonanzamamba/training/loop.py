@@ -12,11 +12,8 @@ from torch import Tensor
 
 from ribonanzamamba.data.batch import Batch, collate, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
-from ribonanzamamba.data.coordinate_table import read_coordinate_table
-from ribonanzamamba.data.example import Example
-from ribonanzamamba.data.reactivity_table import read_reactivity_table
+from ribonanzamamba.data.example import Example, drop_priors
 from ribonanzamamba.data.splits import cluster_weights, sample_batches
-from ribonanzamamba.data.structure_table import read_structure_table
 from ribonanzamamba.model.checkpoint import load_checkpoint
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
@@ -24,14 +21,13 @@ from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.loss import Losses, losses
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 from ribonanzamamba.training.run_folder import RunFolder
-from ribonanzamamba.training.validation import HeldOut, validate
+from ribonanzamamba.training.tables import read_tables
+from ribonanzamamba.training.validation import HeldOut, prior_of, validate
 
 logger = logging.getLogger(__name__)
 
 PASSES = (("reactivity", "structure"), ("coordinates",))
 """Tasks that share a batch, and so a pass through the trunk: short chains with coordinates need a pass of their own."""
-VALID_CLUSTERS = 20
-"""Every 20th cluster of the coordinate tables, which have no split column, is held out."""
 
 
 def train(config_path: str | Path, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Path:
@@ -43,7 +39,7 @@ def train(config_path: str | Path, out: str | Path | None = None, overrides: Seq
     torch.manual_seed(config.training.seed)
     network = RibonanzaMamba(config.model).to(device)
     if config.training.start_from:
-        network.load_state_dict(load_checkpoint(config.training.start_from).network.state_dict())
+        start_weights(network, config.training.start_from)
     average = averaged(network, config.training.average_decay)
     optimizers = build_optimizers(network, config.training)
     start = folder.restore(network, average, optimizers, device)
@@ -116,7 +112,7 @@ def train_step(
     for tasks, batch in batches.items():
         device = batch.tokens.device.type
         with torch.autocast(device, torch.bfloat16, enabled=config.training.bfloat16 and device == "cuda"):
-            output = network(batch.tokens, batch.mask, tasks)
+            output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
         terms: Losses = losses(output, batch)
         terms.total(config.loss).backward()
         for name in LOGGED[:-1]:
@@ -141,32 +137,6 @@ def calibrated(network: RibonanzaMamba, held_out: HeldOut, device: torch.device)
     divide_pair_logits(network, temperature)
     logger.info("pair logits divided by %.3f", temperature)
     return network
-
-
-def read_tables(config: DataConfig) -> tuple[dict[str, list[list[Example]]], HeldOut]:
-    """Training examples of each task, a list a table, and what is held out for validation."""
-    reactivity = [read_reactivity_table(path, "train") for path in config.reactivity]
-    structure = [read_structure_table(path, "train") for path in config.structure]
-    # a chain without any position teaches nothing, and a batch of such chains has no loss
-    coordinates = [
-        [example for example in read_coordinate_table(path) if example.coordinates is not None]
-        for path in config.coordinates
-    ]
-    held_out = HeldOut(
-        reactivity=[example for path in config.reactivity for example in read_reactivity_table(path, "valid")],
-        structure=[example for path in config.structure for example in read_structure_table(path, "valid")],
-        coordinates=[example for table in coordinates for example in table if example.cluster % VALID_CLUSTERS == 0],
-    )
-    coordinates = [
-        [
-            example
-            for example in table
-            if example.cluster % VALID_CLUSTERS and example.length >= config.coordinate_min_length
-        ]
-        for table in coordinates
-    ]
-    tables = {"reactivity": reactivity, "structure": structure, "coordinates": coordinates}
-    return tables, held_out
 
 
 def task_batches(
@@ -210,8 +180,25 @@ def task_batches(
         rng=rng,
         multiple=config.pad_multiple,
     )
-    ahead = prefetch(collate(batch, multiple=config.pad_multiple) for batch in drawn)
+    # a generator of its own: which priors are dropped changes nothing in what is drawn
+    dropping = rng.spawn(1)[0]
+    ahead = prefetch(
+        collate(drop_priors(batch, config.prior_dropout, dropping), multiple=config.pad_multiple) for batch in drawn
+    )
     return (batch.to(device, non_blocking=True) for batch in ahead)
+
+
+def start_weights(network: RibonanzaMamba, checkpoint: str) -> None:
+    """Give the network the weights of a checkpoint, which may lack the prior's: these stay as they are, zero.
+
+    Raises:
+        ValueError: weights of another network.
+    """
+    result = network.load_state_dict(load_checkpoint(checkpoint).network.state_dict(), strict=False)
+    missing = [name for name in result.missing_keys if not name.startswith("prior.")]
+    if missing or result.unexpected_keys:
+        names = [*missing, *result.unexpected_keys][:5]
+        raise ValueError(f"training.start_from: {checkpoint}: {names} are in one network but not the other")
 
 
 def pick_device(name: str) -> str:

@@ -2,10 +2,11 @@
 the `score` command instead."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ribonanzamamba.data.batch import Batch, batches
 from ribonanzamamba.data.example import Example
@@ -39,12 +40,19 @@ class HeldOut:
         return HeldOut(*parts)
 
 
+def prior_of(network: RibonanzaMamba, batch: Batch) -> tuple[Tensor | None, ...]:
+    """What the network is called with beside the tokens: the batch's prior and where it is known, or nothing for a
+    network that has no such input."""
+    return (batch.prior, batch.prior_known) if network.config.pair_prior else ()
+
+
 @torch.no_grad()
 def validate(
     network: RibonanzaMamba, held_out: HeldOut, device: torch.device, bfloat16: bool, tokens: int = 16384
 ) -> dict[str, float]:
     """MAE of each probe (merged replicates, clipped to [0, 1]), mean F1, best and first TM-score and lDDT, and how
-    they correlate with pLDDT."""
+    they correlate with pLDDT. A network with `pair_prior` gets the priors of the examples; "f1/without_prior" is the
+    mean F1 of the same RNAs without them."""
     was_training = network.training
     network.eval()
     scores: dict[str, float] = {}
@@ -53,7 +61,7 @@ def validate(
         for batch in batches(examples, max_tokens=tokens, max_cells=tokens * 160, max_examples=256):
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and device.type == "cuda"):
-                yield batch, network(batch.tokens, batch.mask, (task,))
+                yield batch, network(batch.tokens, batch.mask, (task,), *prior_of(network, batch))
 
     if held_out.reactivity:
         error = count = 0.0
@@ -65,14 +73,18 @@ def validate(
         for probe, value, number in zip(network.config.probes, error.tolist(), count.tolist(), strict=True):
             if number:
                 scores[f"mae/{probe}"] = value / number
-    if held_out.structure:
+    examples = {"f1": held_out.structure}
+    if network.config.pair_prior and any(example.prior is not None for example in held_out.structure):
+        examples["f1/without_prior"] = [replace(example, prior=None) for example in held_out.structure]
+    for name, structures in examples.items():
         f1 = []
-        for batch, output in run(held_out.structure, "structure"):
+        for batch, output in run(structures, "structure"):
             probability = output.pair_probability.float().cpu().numpy()
             for row, length in enumerate(batch.mask.sum(1).tolist()):
                 truth = Structure.from_partners(batch.partners[row, :length].cpu().numpy())
                 f1.append(compare_structures(decode_structure(probability[row, :length, :length]), truth).f1)
-        scores["f1"] = float(np.mean(f1))
+        if f1:
+            scores[name] = float(np.mean(f1))
     if held_out.coordinates:
         best, first, local, confidence = [], [], [], []
         for batch, output in run(held_out.coordinates, "coordinates"):
