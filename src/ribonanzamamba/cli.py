@@ -7,7 +7,6 @@ results, standard error everything else. Exit codes: 0 all well, 1 a record fail
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -157,14 +156,74 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of the config.")
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="PATH", help="Start from these weights: checkpoint folder, preset, or released."
+        ),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="Do not train a part: trunk, or a module's name.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print parameters, expected peak memory and time a step; train nothing.")
+    ] = False,
 ) -> None:
-    """Train a network; the same command continues a run that was stopped."""
-    with _interruptible(), _one_line_errors():
+    """Train a network; the same command continues a run that was stopped. Several GPUs: start it with torchrun."""
+    settings = list(overrides or ())
+    if start_from is not None:
+        settings.append(f"training.start_from={json.dumps(start_from)}")
+    if freeze:
+        settings.append(f"training.freeze={json.dumps(freeze)}")
+    with _interruptible(), _one_line_errors(FloatingPointError):
+        if plan:
+            from ribonanzamamba.training.config import read_config
+            from ribonanzamamba.training.plan import plan as plan_run
+
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            typer.echo(plan_run(read_config(config, settings), processes).to_text())
+            return
+        from rich.console import Console
+
+        from ribonanzamamba.training.display import Display, log_to
         from ribonanzamamba.training.loop import train as run_training
 
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-        folder = run_training(config, out, tuple(overrides or ()))
-    typer.echo(folder)
+        first = int(os.environ.get("RANK", "0")) == 0
+        console = Console(stderr=True)
+        log_to(console)
+        folder = run_training(config, out, settings, display=Display(console if first else None))
+    if first:
+        typer.echo(folder)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, drawn over each other.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The picture; .png, .svg or .pdf.")] = Path("curves.png"),
+) -> None:
+    """Draw the curves of training runs: losses, learning rate, gradient norm, held-out scores, throughput."""
+    with _interruptible(), _one_line_errors():
+        from matplotlib.figure import Figure
+
+        from ribonanzamamba.plots.curves import draw_runs, panel_names
+        from ribonanzamamba.training.metrics import read_metrics, series
+
+        curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+        for run in runs:
+            rows = read_metrics(run / "metrics.jsonl")
+            keys = sorted({key for row in rows for key, value in row.items() if isinstance(value, (int, float))})
+            # two runs may have one name in different folders
+            name = run.resolve().name if len({each.resolve().name for each in runs}) == len(runs) else str(run)
+            curves[name] = {key: series(rows, key) for key in keys if key not in ("step", "seconds")}
+        names = panel_names(curves)
+        if not names:
+            raise ValueError(f"{', '.join(map(str, runs))}: nothing was logged yet")
+        columns = min(3, len(names))
+        figure = Figure(figsize=(4.6 * columns, 3.0 * -(-len(names) // columns)), layout="constrained")
+        axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
+        draw_runs(list(axes), curves)
+        figure.savefig(out, dpi=150)
+    typer.echo(out)
 
 
 @app.command()

@@ -363,3 +363,48 @@ def test_largest_table_is_read_in_seconds():
     assert len(read_reactivity_table(TABLES / "ribonanza_2a3_dms.parquet")) == 15_929
     # 45,979 rows; about 1.5 s on one core.
     assert time.perf_counter() - start < 10
+
+
+class TestPlainTable:
+    """One row an RNA, one column a probe: what somebody types into a spreadsheet."""
+
+    def written(self, folder: Path, *rows: str, header: str = "id,sequence,2A3,DMS") -> Path:
+        path = folder / "mine.csv"
+        path.write_text("\n".join([header, *rows]) + "\n")
+        return path
+
+    def test_a_column_a_probe(self, tmp_path):
+        path = self.written(tmp_path, "a,GAUc,0.5 nan 1.0 -0.25,", "b,AC,0.1 0.2,0.25;0.75")
+        first, second = read_reactivity_table(path)
+        assert (first.id, first.sequence, second.sequence) == ("a", "GAUC", "AC")
+        np.testing.assert_array_equal(first.reactivity[:, 0], np.array([0.5, np.nan, 1.0, -0.25], dtype=np.float16))
+        assert np.isnan(first.reactivity[:, 1:]).all() and (first.reactivity_weight[:, 1] == 0).all()
+        assert first.reactivity_weight[:, 0].tolist() == [0.5, 0.0, 0.5, 0.5]
+        assert second.reactivity[:, 1].tolist() == [0.25, 0.75]
+        assert {row.probe for row in read_reactivity_rows(path)} == {"2A3", "DMS"}
+
+    def test_split_and_noise(self, tmp_path):
+        header = "id,sequence,DMS_MaP,signal_to_noise,split"
+        path = self.written(tmp_path, "a,GA,0.5 0.5,4,train", "b,GC,0.5 0.5,1,valid", header=header)
+        (valid,) = read_reactivity_table(path, "valid")
+        assert valid.id == "b"
+        (train,) = read_reactivity_table(path, "train")
+        assert train.reactivity_weight[0, 1] == pytest.approx(0.8)
+        with pytest.raises(ValueError, match="expected a split of train, valid, got 'test'"):
+            read_reactivity_table(path, "test")
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ("b,ACG,0.1 0.2,", "mine.csv, line 3, column 2A3: expected 3 values, one a nucleotide, got 2"),
+            ("b,ACG,0.1 0.2 0.3,0.1 high 0.2", "mine.csv, line 3, column DMS: expected numbers .*, got 'high'"),
+        ],
+    )
+    def test_mistakes_have_their_place(self, tmp_path, row, message):
+        with pytest.raises(ValueError, match=message):
+            read_reactivity_table(self.written(tmp_path, "a,GA,0.5 0.5,", row))
+
+    def test_a_table_without_any_probe(self, tmp_path):
+        path = self.written(tmp_path, "a,GA,0.5", header="id,sequence,value")
+        with pytest.raises(ValueError, match="expected a column experiment_type or reagent"):
+            read_reactivity_table(path)

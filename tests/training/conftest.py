@@ -15,6 +15,15 @@ from ribonanzamamba.model.network import RibonanzaMamba
 LENGTH = 24
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors gain nothing from a second thread, and on a busy machine lose a factor of five by it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def small_config() -> ModelConfig:
     return ModelConfig(

@@ -1,7 +1,8 @@
 """Tables of chemical reactivity to examples, and to single rows for evaluation.
 
-Reads our Parquet (one row = one sequence in one experiment, values as lists) and Kaggle's Ribonanza `train_data.csv`
-(values in columns `reactivity_0001`, ...; the same columns as Parquet work too). Knows nothing of tensors or networks.
+Reads our Parquet (one row = one sequence in one experiment, values as lists), Kaggle's Ribonanza `train_data.csv`
+(values in columns `reactivity_0001`, ...; the same columns as Parquet work too), and a plain table with one row an RNA
+and one column a probe, named as the probe, its values apart by blanks. Knows nothing of tensors or networks.
 """
 
 import logging
@@ -94,11 +95,16 @@ def read_reactivity_table(
     of that where the row failed the filter (`sn_pass`, Kaggle's `SN_filter`), half of that with a ligand. A position
     measured by rows of weights w gets 1 - prod(1 - w), and 0 where no row measured it.
 
+    A plain table has `id`, `sequence` and a column a probe (`2A3`, `DMS`, ...) with as many numbers as the sequence has
+    letters, apart by blanks, `nan` where nothing was measured; an empty field is no measurement. `signal_to_noise`,
+    `dataset` and `split` may follow.
+
     `split` is one of the table's own. A table without a column `split` (Kaggle's) is divided into `train` and `valid`
     (8 %) by a hash of the sequence; without a column `cluster`, each sequence is a cluster of size 1.
 
     Raises:
-        ValueError: no such columns or split, or values of another number than the sequence has letters.
+        ValueError: no such columns or split, or values of another number than the sequence has letters; of a plain
+            table, with file, line and column.
     """
     examples: list[Example] = []
     parts = list(_read_parts(Path(path), split, probes, with_error=False))
@@ -179,6 +185,10 @@ class _Rows:
 def _read_parts(path: Path, split: str | None, probes: Sequence[str], with_error: bool) -> Iterator[_Rows]:
     names = column_names(path)
     kaggle = "experiment_type" in names
+    columns = [] if kaggle or "reagent" in names else [name for name in names if _probe(name) in {*PROBES, *probes}]
+    if columns:
+        yield from _plain_parts(path, names, columns, split, probes)
+        return
     require_columns(path, names, ["sequence_id" if kaggle else "id"], ["sequence"], ["experiment_type", "reagent"])
     if kaggle:
         values = sorted(name for name in names if re.fullmatch(r"reactivity_\d+", name))
@@ -200,6 +210,67 @@ def _read_parts(path: Path, split: str | None, probes: Sequence[str], with_error
             yield _kaggle_rows(table, values, errors, with_error) if kaggle else _our_rows(table, with_error, path)
     if unknown:
         logger.warning("%s: rows of unknown probes left out: %s", path, ", ".join(sorted(unknown)))
+
+
+def _probe(reagent: str) -> str:
+    return REAGENT_PROBES.get(reagent, reagent)
+
+
+def _plain_parts(
+    path: Path, names: list[str], columns: list[str], split: str | None, probes: Sequence[str]
+) -> Iterator[_Rows]:
+    """Rows of a table with a column a probe: each filled field becomes a row."""
+    require_columns(path, names, ["id"], ["sequence"])
+    check_split(split, _known_splits(path) if "split" in names else HASHED_SPLITS, path)
+    line = 1  # that of the header; quoted line breaks are not counted
+    for table in read_columns(path, ["id", "sequence", "dataset", "signal_to_noise", "split", *columns]):
+        ids, sequences = text_list(table, "id"), [rna_letters(text) for text in text_list(table, "sequence")]
+        splits = text_list(table, "split") if "split" in names else [hashed_split(sequence) for sequence in sequences]
+        datasets = text_list(table, "dataset")
+        noise = number_array(table, "signal_to_noise", np.nan, np.float64)
+        chosen, found, values = [], [], []
+        fields = {column: text_list(table, column) for column in columns}
+        for row in range(len(ids)):
+            line += 1
+            for column, texts in fields.items():
+                numbers = _numbers(texts[row], len(sequences[row]), f"{path}, line {line}, column {column}")
+                if len(numbers) and _probe(column) in probes and split in (None, splits[row]):
+                    chosen.append(row)
+                    found.append(_probe(column))
+                    values.append(np.clip(numbers, *REACTIVITY_RANGE).astype(np.float16))
+        if chosen:
+            reactivity = _read_only(np.concatenate(values))
+            yield _Rows(
+                ids=[ids[row] for row in chosen],
+                sequences=[sequences[row] for row in chosen],
+                probes=found,
+                datasets=[datasets[row] for row in chosen],
+                clusters=np.full(len(chosen), -1, dtype=np.int64),
+                cluster_sizes=np.ones(len(chosen), dtype=np.int64),
+                signal_to_noise=noise[chosen],
+                sn_pass=np.ones(len(chosen), dtype=bool),
+                ligand=np.zeros(len(chosen), dtype=bool),
+                lengths=np.array([len(sequences[row]) for row in chosen], dtype=np.int64),
+                reactivity=reactivity,
+                error=np.full_like(reactivity, np.nan),
+            )
+
+
+def _numbers(text: str, length: int, place: str) -> Float64[np.ndarray, " value"]:
+    """The numbers of one field, none where it is empty."""
+    words = re.split(r"[\s,;]+", text.strip(" \t[]"))
+    if words == [""]:
+        return np.zeros(0)
+    try:
+        numbers = np.array([float(word) for word in words])
+    except ValueError:
+        wrong = next(
+            word for word in words if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|nan", word, re.I)
+        )
+        raise ValueError(f"{place}: expected numbers apart by blanks, got {wrong!r}") from None
+    if len(numbers) != length:
+        raise ValueError(f"{place}: expected {length} values, one a nucleotide, got {len(numbers)}")
+    return numbers
 
 
 def _known_splits(path: Path) -> list[str]:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ribonanzamamba.layers import BiMamba, PairBiasedAttention, PairUpdate, RMSNorm, SeparableConvolution
 from ribonanzamamba.model.config import ModelConfig
@@ -26,6 +27,8 @@ class Block(nn.Module):
         self.feed_out = nn.Linear(config.feed_forward * width, width)
         self.pair_update = PairUpdate(width, config.pair_width, dilation=dilation)
         self.dropout = nn.Dropout(config.dropout)
+        self.checkpoint_pair = False
+        """Whether what reads and writes the pair track is computed again in the backward pass."""
 
     def forward(
         self,
@@ -37,9 +40,17 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
         x = x + self.dropout(self.convolution(x, mask))
         h = self.mixer_norm(x)
-        attended = self.attention(h, pair, mask)
+        attended = recomputed(self.attention, h, pair, mask, wanted=self.checkpoint_pair)
         scanned = self.mamba(h, lengths)
         gate = torch.sigmoid(self.gate(torch.cat([attended, scanned], dim=-1)))
         x = x + self.dropout(gate * attended + (1 - gate) * scanned)
         x = x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
-        return x, self.pair_update(x, pair, pair_mask)
+        return x, recomputed(self.pair_update, x, pair, pair_mask, wanted=self.checkpoint_pair)
+
+
+def recomputed(module: nn.Module, *inputs, wanted: bool):
+    """What a module makes of its inputs; where `wanted`, in training, its activations are not kept but computed again
+    in the backward pass, with the same random numbers: value and gradients are the same bits."""
+    if wanted and module.training and torch.is_grad_enabled():
+        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=True)
+    return module(*inputs)

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+from torch import nn
 
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
@@ -29,8 +31,37 @@ class Checkpoint:
     """sha256 over the pieces, in order."""
 
 
+def write_synced(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that is on the disk, not only in its cache, when this returns."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder, new and moved ones, outlive a power cut."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def recover_checkpoint(folder: Path) -> None:
+    """Finish what a kill in the middle of `save_checkpoint` left: the old weights come back where the new ones were
+    not in place yet."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (old, folder.with_name(folder.name + ".new")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def save_checkpoint(
-    network: RibonanzaMamba,
+    network: nn.Module,
     folder: str | Path,
     *,
     name: str,
@@ -38,12 +69,15 @@ def save_checkpoint(
     state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the network's weights (or `state`, e.g. averaged ones) to a folder: model.json and
-    weights-<k>.safetensors."""
+    weights-<k>.safetensors.
+
+    Raises:
+        OSError: the disk is full, or the like; what was there before is untouched.
+    """
     folder = Path(folder)
     # written beside and swapped in whole: a kill leaves the old weights or the new ones
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    recover_checkpoint(folder)
     new.mkdir(parents=True)
     piece: dict[str, torch.Tensor] = {}
     pieces, size = [piece], 0
@@ -55,12 +89,14 @@ def save_checkpoint(
         piece[key] = tensor
         size += tensor.nbytes
     for k, piece in enumerate(pieces, start=1):
-        save_file(piece, new / f"weights-{k}.safetensors")
+        write_synced(new / f"weights-{k}.safetensors", save(piece))
     description = {"name": name, "pieces": len(pieces), "config": network.config.to_dict()}
-    (new / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+    write_synced(new / "model.json", (json.dumps(description, indent=2) + "\n").encode())
+    sync_folder(new)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ribonanzamamba.model.block import Block
+from ribonanzamamba.model.block import Block, recomputed
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.coordinates import CoordinateModule, expected_plddt
 from ribonanzamamba.model.heads import PairHead, ReactivityHead, pair_probability
@@ -41,6 +41,8 @@ LEAST_PRIOR = 1e-3
 PRIOR_GAIN = 4.0
 """Factor of all prior features. Adam moves every weight by about the same step: with it, weights that start from zero
 reach the size of the pair track's embeddings within some hundred steps."""
+CHECKPOINTING = ("off", "pair", "all")
+"""What of the activations of a training step is not kept but computed again."""
 CELLS_FOR_ALL_MODELS = 600 * 600
 """Pair cells above which the coordinate models are computed one after the other, to save memory."""
 
@@ -121,6 +123,20 @@ class RibonanzaMamba(nn.Module):
         )
         # last, so that it takes no random numbers from the others
         self.prior = PriorEmbedding(config.width, config.pair_width) if config.pair_prior else None
+        self.checkpointing = "off"
+
+    def checkpoint_activations(self, mode: str) -> None:
+        """Keep all activations of a training step ("off"), or compute those of the pair track ("pair") or of whole
+        blocks ("all") again in the backward pass.
+
+        Raises:
+            ValueError: an unknown mode.
+        """
+        if mode not in CHECKPOINTING:
+            raise ValueError(f"checkpointing: expected one of {CHECKPOINTING}, got {mode!r}")
+        self.checkpointing = mode
+        for block in self.blocks:
+            block.checkpoint_pair = mode == "pair"
 
     def fuse(self) -> None:
         """Compile the elementwise chains of the pair track (seconds, once for all
@@ -162,7 +178,7 @@ class RibonanzaMamba(nn.Module):
             # the largest tensor stays in the compute dtype; the sequence track's sum stays float32
             pair = pair.to(torch.get_autocast_dtype(tokens.device.type))
         for block in self.blocks:
-            x, pair = block(x, pair, mask, pair_mask, lengths)
+            x, pair = recomputed(block, x, pair, mask, pair_mask, lengths, wanted=self.checkpointing == "all")
         return self.read(x, pair, mask, tasks)
 
     def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:
@@ -171,7 +187,8 @@ class RibonanzaMamba(nn.Module):
         if "reactivity" in tasks:
             outputs["reactivity"], outputs["reactivity_error"] = self.reactivity_head(x)
         if "structure" in tasks:
-            outputs["pair_logit"], outputs["no_partner_logit"] = self.pair_head(x, pair, mask)
+            again = self.checkpointing != "off"
+            outputs["pair_logit"], outputs["no_partner_logit"] = recomputed(self.pair_head, x, pair, mask, wanted=again)
         if "coordinates" in tasks:
             models = range(self.config.coordinate_models)
             together = self.training or pair.shape[0] * pair.shape[1] ** 2 <= CELLS_FOR_ALL_MODELS

@@ -4,7 +4,7 @@ None makes a figure, saves a file or runs a model. Knows the records of `rna`, N
 """
 
 from ribonanzamamba.plots.coordinates import draw_trace
-from ribonanzamamba.plots.curves import draw_curve
+from ribonanzamamba.plots.curves import draw_curve, draw_runs
 from ribonanzamamba.plots.profiles import draw_heat_map, draw_reactivity
 from ribonanzamamba.plots.structures import draw_arcs, draw_dot_plot, draw_layout
 
@@ -15,5 +15,6 @@ __all__ = [
     "draw_heat_map",
     "draw_layout",
     "draw_reactivity",
+    "draw_runs",
     "draw_trace",
 ]

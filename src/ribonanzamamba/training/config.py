@@ -21,12 +21,15 @@ class DataConfig:
     reactivity: tuple[str, ...] = ()
     """Reactivity tables; paths relative to the TOML file."""
     structure: tuple[str, ...] = ()
+    """Tables of base pairs; likewise."""
     coordinates: tuple[str, ...] = ()
+    """Tables of 3D coordinates; likewise."""
     store: str = ""
     """Folder that `prepare` made of these tables, relative to the TOML file, read in their place; empty: none."""
     reactivity_shares: tuple[float, ...] = ()
     """Share of the batches' examples drawn from each reactivity table; empty: in proportion to their clusters."""
     structure_shares: tuple[float, ...] = ()
+    """The same for each structure table."""
     reactivity_share: float = 0.5
     """Share of reactivity among the examples of a batch; the rest are structures."""
     reactivity_cluster_power: float = 0.25
@@ -34,13 +37,18 @@ class DataConfig:
     all evenly. Small for reactivity, where
     clusters hold whole viral genomes in tiles."""
     structure_cluster_power: float = 0.5
+    """The same for structures."""
     coordinate_cluster_power: float = 0.5
+    """The same for chains with coordinates."""
     tokens: int = 20480
-    """Padded nucleotides of a batch of reactivity and structure examples, at most."""
+    """Padded nucleotides of a batch of reactivity and structure examples, at most; its pair cells are at most 160
+    times as many. Of the whole batch, whatever the number of processes that share it."""
     max_length: int = 400
     """Longer RNAs are cropped to a random window, nucleotides."""
     coordinate_tokens: int = 4096
+    """Padded nucleotides of a batch of chains with coordinates, at most."""
     coordinate_max_length: int = 192
+    """Longer chains are cropped to a random window, nucleotides."""
     coordinate_min_length: int = 20
     """Shorter chains are left out: most are one strand of something, nucleotides."""
     coordinate_steps: int = 4
@@ -48,7 +56,7 @@ class DataConfig:
     prior_dropout: float = 0.3
     """Share of the examples drawn whose prior is left out, so that the network does without as well."""
     pad_multiple: int = 16
-    """Batches are padded to a multiple of this length."""
+    """Batches are padded to a multiple of this length, nucleotides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +64,13 @@ class LossConfig:
     """Weights of the tasks in the sum."""
 
     reactivity: float = 4.0
+    """Of the mean absolute error, dimensionless like the reactivity."""
     reactivity_error: float = 0.2
+    """Of the likelihood of that error under the predicted one, nats."""
     structure: float = 1.0
+    """Of the cross-entropy of each nucleotide's partner, nats."""
     coordinates: float = 0.4
+    """Of the coordinate loss, 10 angstrom a unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,34 +78,57 @@ class TrainingConfig:
     """Steps, optimizer, schedule."""
 
     steps: int = 1000
+    """Optimizer steps of the whole run."""
     minutes: float = 0.0
-    """Wall time after which the run is over although steps are left; the schedule follows
-    whichever is further on. 0: no limit."""
+    """Wall time after which the run is over although steps are left, minutes, all sittings of the run together; the
+    schedule follows whichever is further on. 0: no limit."""
     optimizer: str = "muon"
     """"muon": Muon for matrices inside the trunk, AdamW for the rest; or "adamw"."""
     learning_rate: float = 1e-3
+    """Peak of AdamW's, for the whole batch, a step."""
     matrix_rate: float = 2.0
     """Muon's learning rate in units of `learning_rate`."""
     weight_decay: float = 0.1
+    """Share of a weight taken off in each step, in units of the learning rate; matrices only."""
     warmup_steps: int = 200
+    """Steps over which the rate rises linearly from 0."""
     decay_share: float = 0.35
     """Last share of the steps, over which the rate falls to zero (linearly); constant before."""
     clip_norm: float = 1.0
+    """Largest norm of the gradient of all weights together; a longer one is scaled down."""
     average_decay: float = 0.999
     """Decay a step of the exponential moving average of the weights, which is what is evaluated and released."""
     seed: int = 0
+    """Of the first weights, the order of the examples and dropout."""
     device: str = "auto"
+    """auto, cpu, cuda or cuda:N; under torchrun each process takes the GPU of its number."""
     bfloat16: bool = True
     """Autocast to bfloat16 on a GPU."""
     fuse: bool = False
     """torch.compile the elementwise chains of the pair track."""
+    checkpointing: str = "off"
+    """Activations thrown away after the forward pass and computed again in the backward one: "off", "pair" (the pair
+    track and the attention that reads it) or "all" (whole blocks). The same numbers, less memory, more time."""
+    workers: int = 2
+    """Threads that make batches ahead of the device."""
     log_steps: int = 20
+    """Steps between two lines of the log; each is a mean over these steps."""
+    save_steps: int = 0
+    """Steps between checkpoints, besides those at validations. 0: none by steps."""
+    save_minutes: float = 10.0
+    """Wall time after which a checkpoint is due, minutes. 0: none by time."""
+    tensorboard: bool = False
+    """Write what metrics.jsonl gets to RUN/tensorboard as well (needs the package tensorboard)."""
     valid_steps: int = 500
     """Steps between validations (and checkpoints)."""
     valid_examples: int = 400
     """Examples of each task in a validation during training."""
     start_from: str = ""
-    """Folder of a checkpoint whose weights the run starts from."""
+    """Checkpoint whose weights the run starts from: a folder, a preset, or "released". Parameters that it lacks keep
+    their initial values."""
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained: "trunk" (embeddings and blocks), or the beginning of parameters' names, such as
+    "blocks.0" or "pair_head"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +142,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def to_dict(self) -> dict[str, Any]:
+        """Nested plain values: the inverse of `config_from_dict`."""
         return asdict(self)
 
 

@@ -1,128 +1,373 @@
-"""The training loop: batches of every task in each step, one optimizer step, weights averaged, validated and saved."""
+"""The training loop: batches of every task in each step, one optimizer step, weights averaged, validated and saved.
+
+Everything in a step follows from (seed, step): which examples, which windows of them, which dropout. So a run that was
+killed and goes on ends with the same weights as one that was not, and no random state has to be stored.
+"""
 
 import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ribonanzamamba.data.batch import Batch, collate, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
 from ribonanzamamba.data.example import Example, drop_priors
 from ribonanzamamba.data.splits import cluster_weights, sample_batches
-from ribonanzamamba.model.checkpoint import load_checkpoint
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
 from ribonanzamamba.training.config import Config, DataConfig, read_config
-from ribonanzamamba.training.loss import Losses, losses
+from ribonanzamamba.training.display import Display
+from ribonanzamamba.training.guard import BAD_IN_A_ROW, NonFiniteError, Shard, Step, Watch, find_nonfinite
+from ribonanzamamba.training.loss import Counts, Losses, losses
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
+from ribonanzamamba.training.processes import ALONE, Processes, joined
 from ribonanzamamba.training.run_folder import RunFolder
+from ribonanzamamba.training.signals import Signals, noted_signals
+from ribonanzamamba.training.start import build_network, starting_network
+from ribonanzamamba.training.stream import Waiting, in_threads
 from ribonanzamamba.training.tables import read_tables
-from ribonanzamamba.training.validation import HeldOut, prior_of, validate
+from ribonanzamamba.training.validation import HeldOut, overall, prior_of, validate
 
 logger = logging.getLogger(__name__)
 
 PASSES = (("reactivity", "structure"), ("coordinates",))
 """Tasks that share a batch, and so a pass through the trunk: short chains with coordinates need a pass of their own."""
+LOGGED = ("reactivity", "reactivity_error", "structure", "coordinates", "gradient_norm", "skipped")
+"""What `train_step` returns; "skipped" is 1 where a loss or gradient was not finite and no weight was changed."""
+STOP_FOR_BAD_BATCHES = 1000.0
+"""Beside the numbers of signals, which are smaller."""
 
 
-def train(config_path: str | Path, out: str | Path | None = None, overrides: Sequence[str] = ()) -> Path:
-    """Train as the TOML file says; returns the run folder (`runs/<name>` by default). An existing one is continued."""
+def train(
+    config_path: str | Path,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    build: Callable[[Config], nn.Module] = build_network,
+    display: Display | None = None,
+) -> Path:
+    """Train as the TOML file says; returns the run folder (`runs/<name>` by default). An existing one is continued.
+
+    `build` makes another network than RibonanzaMamba: a module with `config.probes`, `config.to_dict()`, `blocks` and
+    `forward(tokens, mask, tasks) -> ModelOutput`. Under `torchrun` each process takes its share of every batch.
+
+    Raises:
+        ValueError: a config or tables that cannot be used.
+        NonFiniteError: several batches in a row without a finite loss and gradient.
+        Terminated, KeyboardInterrupt: a signal; the checkpoint has been written.
+        OSError: the disk did not take the last checkpoint.
+    """
     began = time.monotonic()
     config = read_config(config_path, overrides)
-    folder = RunFolder(Path(out) if out is not None else Path("runs") / config.name, config)
-    device = torch.device(pick_device(config.training.device))
-    torch.manual_seed(config.training.seed)
-    network = RibonanzaMamba(config.model).to(device)
-    if config.training.start_from:
-        start_weights(network, config.training.start_from)
-    average = averaged(network, config.training.average_decay)
-    optimizers = build_optimizers(network, config.training)
-    start = folder.restore(network, average, optimizers, device)
-    if config.training.fuse:
-        network.fuse()
-    training, held_out = read_tables(config.data)
-    held_out = held_out.sample(config.training.valid_examples)
-    streams = {
-        tasks: task_batches(
-            tasks, training, config.data, np.random.default_rng([config.training.seed, start, k]), device
-        )
-        for k, tasks in enumerate(PASSES)
-        if any(training[task] for task in tasks)
-    }
-    logger.info(
-        "%d parameters, %s, training examples %s",
-        sum(parameter.numel() for parameter in network.parameters()),
-        device,
-        {task: sum(map(len, tables)) for task, tables in training.items()},
-    )
-    recent: list[Tensor] = []
-    last = time.monotonic()
-    rnas = 0
-    for step in range(start, config.training.steps):
-        progress = step / config.training.steps
-        if config.training.minutes:
-            progress = max(progress, (time.monotonic() - began) / 60 / config.training.minutes)
-        rate = config.training.learning_rate * learning_rate_share(step, progress, config.training)
-        set_learning_rate(optimizers, rate, config.training)
-        batches = {
-            tasks: next(stream)
-            for tasks, stream in streams.items()
-            if "coordinates" not in tasks or step % config.data.coordinate_steps == 0
-        }
-        rnas += sum(map(len, batches.values()))
-        recent.append(train_step(network, optimizers, batches, config))
-        average.update_parameters(network)
-        done = step + 1
-        over = done == config.training.steps or progress >= 1
-        if done % config.training.log_steps == 0 or over:
-            now = time.monotonic()
-            # the only synchronisation with the device between two log lines; NaN: the term was in no batch
-            row = torch.stack(recent).nanmean(0).tolist()
-            speed = rnas / (now - last)
-            folder.log_step(done, now - began, rate, dict(zip(LOGGED, row, strict=True)), speed)
-            recent, rnas, last = [], 0, now
-        if done % config.training.valid_steps == 0 or over:
-            released = average.module
-            if over and held_out.structure:
-                released = calibrated(released, held_out, device)
-            folder.save(done, released, network, average, optimizers)
-            folder.log_scores(done, validate(released, held_out, device, config.training.bfloat16))
-        if over:
-            break
+    with noted_signals() as signals, joined(config.training.device) as processes, display or Display() as shown:
+        path = Path(out) if out is not None else Path("runs") / config.name
+        folder = RunFolder(path, config, writes=processes.leads)
+        Run(config, folder, processes, signals, shown, build, began).go()
     return folder.path
 
 
-LOGGED = ("reactivity", "reactivity_error", "structure", "coordinates", "gradient_norm")
+class Run:
+    """A run from its tables to its end."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        processes: Processes,
+        signals: Signals,
+        display: Display,
+        build: Callable[[Config], nn.Module],
+        began: float,
+    ):
+        self.config, self.folder, self.processes = config, folder, processes
+        self.signals, self.display = signals, display
+        device, settings = processes.device, config.training
+        self.network = starting_network(config, build).to(device)
+        self.average = averaged(self.network, settings.average_decay)
+        self.optimizers = build_optimizers(self.network, settings)
+        self.state = folder.restore(self.network, self.average, self.optimizers, device)
+        processes.share_weights(self.network)
+        if settings.checkpointing != "off":
+            self.network.checkpoint_activations(settings.checkpointing)
+        if settings.fuse:
+            self.network.fuse()
+        training, held_out = read_tables(config.data)
+        self.held_out = held_out.sample(settings.valid_examples)
+        self.waiting = Waiting(device)
+        self.streams = {
+            tasks: self.waiting.measured(
+                task_batches(
+                    tasks,
+                    training,
+                    config.data,
+                    np.random.default_rng([settings.seed, k]),
+                    device,
+                    processes=processes,
+                    skip=batches_used(tasks, self.state.step, config.data),
+                    workers=settings.workers,
+                )
+            )
+            for k, tasks in enumerate(PASSES)
+            if any(training[task] for task in tasks)
+        }
+        if not self.streams:
+            raise ValueError("data: expected at least one table with a training example, got none")
+        self.watch = Watch()
+        self.bad: Step | None = None
+        """The last step without a finite loss and gradient."""
+        self.clock = began - self.state.seconds
+        """The moment the run would have begun, had it never been interrupted."""
+        self.last_save = self.last_log = time.monotonic()
+        logger.info(
+            "%d parameters, %d of them trained, %s, training examples %s",
+            sum(parameter.numel() for parameter in self.network.parameters()),
+            sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad),
+            f"{processes.count} x {device}" if processes.count > 1 else device,
+            {task: sum(map(len, tables)) for task, tables in training.items()},
+        )
+
+    def go(self) -> None:
+        """Steps until the run is over or ended."""
+        settings, state = self.config.training, self.state
+        while True:
+            progress, stop = self.agree()
+            if stop == STOP_FOR_BAD_BATCHES:
+                self.give_up()
+            if stop:
+                self.end_by_signal(int(stop))
+            if progress >= 1:
+                break
+            self.step(progress)
+            if state.step % settings.log_steps == 0:
+                self.log(progress)
+            due = settings.save_steps and state.step % settings.save_steps == 0
+            late = settings.save_minutes and time.monotonic() - self.last_save > 60 * settings.save_minutes
+            if state.step % settings.valid_steps == 0 and state.step < settings.steps:
+                self.validate(self.average.module)
+                self.save()
+            elif due or late:
+                self.save()
+        if state.finished != state.step:
+            self.finish(progress)
+
+    def agree(self) -> tuple[float, float]:
+        """Share of the run that is over, and why to stop (0: no reason), the same for all processes."""
+        settings = self.config.training
+        progress = self.state.step / settings.steps
+        if settings.minutes and self.processes.leads:
+            progress = max(progress, (time.monotonic() - self.clock) / 60 / settings.minutes)
+        stop = float(self.signals.number)
+        if self.state.bad_in_a_row >= BAD_IN_A_ROW:
+            stop = STOP_FOR_BAD_BATCHES
+        progress, stop = self.processes.largest([progress, stop])
+        return progress, stop
+
+    def step(self, progress: float) -> None:
+        config, state = self.config, self.state
+        set_learning_rate(self.optimizers, self.rate(progress), config.training)
+        shards = {
+            tasks: next(stream)
+            for tasks, stream in self.streams.items()
+            if "coordinates" not in tasks or state.step % config.data.coordinate_steps == 0
+        }
+        torch.manual_seed(step_seed(config.training.seed, state.step, self.processes.rank))
+        batches = {tasks: shard.batch for tasks, shard in shards.items()}
+        values = train_step(self.network, self.optimizers, batches, config, self.processes)
+        self.average.update_parameters(self.network)
+        self.waiting.mark()
+        state.step += 1
+        state.rnas += sum(map(len, shards.values()))
+        self.watch.add(state.step, shards, values)
+        self.take_note()
+        self.display.advance(state.step, config.training.steps, progress)
+
+    def rate(self, progress: float) -> float:
+        """AdamW's learning rate of the next step."""
+        settings = self.config.training
+        return settings.learning_rate * learning_rate_share(self.state.step, progress, settings)
+
+    def take_note(self, wait: bool = False) -> None:
+        """Read the values of the steps that the device has finished; with `wait`, of all."""
+        for done in self.watch.finished(wait):
+            self.state.rows.append(done.values)
+            if done.values[LOGGED.index("skipped")]:
+                self.bad = done
+                self.state.bad_in_a_row += 1
+                self.folder.log_bad_batch(
+                    done.number, {"+".join(tasks): shard.ids for tasks, shard in done.shards.items()}
+                )
+            else:
+                self.state.bad_in_a_row = 0
+
+    def log(self, progress: float) -> None:
+        state = self.state
+        # the only place where the host waits for the device between two validations
+        self.take_note(wait=True)
+        now = time.monotonic()
+        row = dict(zip(LOGGED, torch.tensor(state.rows, dtype=torch.float64).nanmean(0).tolist(), strict=True))
+        skipped = round(row.pop("skipped") * len(state.rows))
+        seconds = max(now - self.last_log, 1e-9)
+        # NaN: the term was in no batch
+        row = self.folder.log_step(
+            state.step,
+            now - self.clock,
+            self.rate(progress),
+            row,
+            state.rnas / seconds,
+            self.waiting.seconds / seconds,
+            skipped,
+        )
+        self.display.show(row)
+        state.rows, state.rnas, self.last_log, self.waiting.seconds = [], 0, now, 0.0
+
+    def validate(self, network: nn.Module) -> None:
+        """Score and release a network: the first process does, the others wait."""
+        if self.processes.leads:
+            scores = validate(network, self.held_out, self.processes.device, self.config.training.bfloat16)
+            self.folder.log_scores(self.state.step, scores)
+            best = bool(scores) and overall(scores) > self.state.best
+            self.state.best = max(self.state.best, overall(scores)) if scores else self.state.best
+            self.folder.release(network, best or not scores)
+        self.processes.wait()
+        self.last_log = max(self.last_log, time.monotonic()) if not self.state.rows else self.last_log
+
+    def save(self) -> bool:
+        self.take_note(wait=True)
+        self.state.seconds = time.monotonic() - self.clock
+        self.last_save = time.monotonic()
+        return self.folder.save(self.state, self.network, self.average, self.optimizers)
+
+    def finish(self, progress: float) -> None:
+        if self.state.rows or self.watch.waiting:
+            self.log(progress)
+        released = self.average.module
+        if self.held_out.structure and self.processes.leads:
+            released = calibrated(released, self.held_out, self.processes.device)
+        self.validate(released)
+        self.state.finished = self.state.step
+        if not self.save():
+            raise OSError(f"{self.folder.path}: the last checkpoint could not be written; run the same command again")
+
+    def end_by_signal(self, number: int) -> None:
+        self.signals.number = number
+        if self.save() and self.processes.leads:
+            logger.info("signal %d: checkpoint of step %d written; the same command continues", number, self.state.step)
+        self.processes.wait()
+        self.signals.leave()
+
+    def give_up(self) -> None:
+        """Say where the values stopped being finite, and leave with the last good checkpoint as it is."""
+        self.take_note(wait=True)
+        place = self.find_nonfinite()
+        places = [place for place in self.processes.gather(place) if place]
+        where = f"first non-finite value: {places[0]}" if places else "a second pass over the last of them was finite"
+        ids = ", ".join(name for shard in self.bad.shards.values() for name in shard.ids[:8])
+        kept = "no checkpoint yet" if self.folder.saved is None else f"the checkpoint of step {self.folder.saved}"
+        message = (
+            f"{BAD_IN_A_ROW} batches in a row without a finite loss and gradient, the last in step {self.bad.number} "
+            f"({ids}, ...); {where}. No weight was changed by them. The run is back at {kept}"
+        )
+        logger.error("%s", message)
+        if self.processes.leads:
+            self.folder.roll_back()
+        raise NonFiniteError(message)
+
+    def find_nonfinite(self) -> str:
+        """The first non-finite value of the last bad step's second pass, over this process's part of it."""
+        if self.bad is None:
+            return ""
+        torch.manual_seed(step_seed(self.config.training.seed, self.bad.number - 1, self.processes.rank))
+        for tasks, shard in self.bad.shards.items():
+            if shard.batch is None:
+                continue
+
+            def backward(tasks: tuple[str, ...] = tasks, batch: Batch = shard.batch) -> dict[str, Tensor]:
+                terms = task_losses(self.network, tasks, batch, self.config, ALONE)
+                if (total := terms.total(self.config.loss)) is not None:
+                    total.backward()
+                return {name: term.detach() for name in LOGGED[:4] if (term := getattr(terms, name)) is not None}
+
+            if place := find_nonfinite(self.network.train(), backward):
+                return place
+        return ""
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of everything random on the device in one step of one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def batches_used(tasks: tuple[str, ...], step: int, config: DataConfig) -> int:
+    """Batches of these tasks that the first steps of a run take."""
+    return -(-step // config.coordinate_steps) if "coordinates" in tasks else step
 
 
 def train_step(
-    network: RibonanzaMamba,
+    network: nn.Module,
     optimizers: list[torch.optim.Optimizer],
-    batches: dict[tuple[str, ...], Batch],
+    batches: Mapping[tuple[str, ...], Batch | None],
     config: Config,
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """One optimizer step over one batch of each pass; returns the values named by LOGGED, on the device."""
+    """One optimizer step over one batch of each pass; returns the values named by LOGGED, on the device.
+
+    Each of several processes gives its part of the batches (None: it has none) and gets the sum's gradient and values.
+    Where a loss or the gradient is not finite, no weight and no optimizer's state is changed.
+    """
     network.train()
-    values = dict.fromkeys(LOGGED, torch.full((), float("nan"), device=next(network.parameters()).device))
+    device = next(network.parameters()).device
+    nothing = torch.full((), float("nan"), device=device)
+    values = dict.fromkeys(LOGGED[:4], nothing)
+    bad = torch.zeros((), device=device)
     for tasks, batch in batches.items():
-        device = batch.tokens.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=config.training.bfloat16 and device == "cuda"):
-            output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
-        terms: Losses = losses(output, batch)
-        terms.total(config.loss).backward()
-        for name in LOGGED[:-1]:
+        terms = task_losses(network, tasks, batch, config, processes)
+        if (total := terms.total(config.loss)) is not None:
+            bad = bad + ~total.detach().isfinite()
+            if total.requires_grad:
+                total.backward()
+        for name in values:
             if (term := getattr(terms, name)) is not None:
                 values[name] = term.detach()
-    values["gradient_norm"] = torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.clip_norm)
+    parameters = list(network.parameters())
+    processes.sum_gradients(parameters)
+    losses_sum, bad = sum_values(torch.stack([value.float() for value in values.values()]), bad, processes)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm).to(device)
+    skipped = ((bad > 0) | ~norm.isfinite()).float()
     for optimizer in optimizers:
+        optimizer.found_inf = skipped
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return torch.stack([values[name].float() for name in LOGGED])
+    row = torch.cat([losses_sum, norm.float()[None]])
+    return torch.cat([torch.where(skipped > 0, nothing, row), skipped[None]])
+
+
+def task_losses(
+    network: nn.Module, tasks: tuple[str, ...], batch: Batch | None, config: Config, processes: Processes
+) -> Losses:
+    """Forward pass over this process's part of a batch; the terms are its part of the whole batch's."""
+    device = processes.device if batch is None else batch.tokens.device
+    counts = torch.zeros(4, device=device) if batch is None else Counts.of(batch).to_tensor()
+    counts = Counts.from_tensor(processes.sum(counts))
+    if batch is None:
+        return Losses()
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
+        output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
+    return losses(output, batch, counts)
+
+
+def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
+    """Sum over all processes of each value, NaN where none has it, and of the count of bad batches."""
+    if processes.count == 1:
+        return values, bad
+    present = ~values.isnan()
+    total = processes.sum(torch.cat([values.nan_to_num(0), present.float(), bad[None]]))
+    count = len(values)
+    return torch.where(total[count : 2 * count] > 0, total[:count], float("nan")), total[-1]
 
 
 def calibrated(network: RibonanzaMamba, held_out: HeldOut, device: torch.device) -> RibonanzaMamba:
@@ -145,8 +390,16 @@ def task_batches(
     config: DataConfig,
     rng: np.random.Generator,
     device: torch.device,
-) -> Iterator[Batch]:
-    """Endless batches of the examples of some tasks on the device, collated ahead by a thread."""
+    *,
+    processes: Processes = ALONE,
+    skip: int = 0,
+    workers: int = 1,
+) -> Iterator[Shard]:
+    """Endless batches of the examples of some tasks on the device, made ahead by threads.
+
+    Each process draws the same batches and takes its share of each; the first `skip` are left out: a run that goes on
+    at its place has used them.
+    """
     settings = {
         "reactivity": (config.reactivity_share, config.reactivity_shares, config.reactivity_cluster_power),
         "structure": (1 - config.reactivity_share, config.structure_shares, config.structure_cluster_power),
@@ -179,30 +432,23 @@ def task_batches(
         max_length=config.coordinate_max_length if alone else config.max_length,
         rng=rng,
         multiple=config.pad_multiple,
+        skip=skip,
     )
-    # a generator of its own: which priors are dropped changes nothing in what is drawn
-    dropping = rng.spawn(1)[0]
-    ahead = prefetch(
-        collate(drop_priors(batch, config.prior_dropout, dropping), multiple=config.pad_multiple) for batch in drawn
+    # a generator for each batch, of its number: nothing in what is drawn changes, and a continued run drops the same
+    root = int(rng.spawn(1)[0].integers(2**63))
+    drawn = (
+        drop_priors(batch, config.prior_dropout, np.random.default_rng([root, number]))
+        for number, batch in enumerate(drawn, start=skip)
     )
-    return (batch.to(device, non_blocking=True) for batch in ahead)
 
+    def make(batch: list[Example]) -> Shard:
+        mine = batch[processes.rank :: processes.count]
+        made = collate(mine, multiple=config.pad_multiple) if mine else None
+        if made is not None and device.type == "cuda":
+            made = made.pin_memory()
+        return Shard(tuple(example.id for example in batch), made)
 
-def start_weights(network: RibonanzaMamba, checkpoint: str) -> None:
-    """Give the network the weights of a checkpoint, which may lack the prior's: these stay as they are, zero.
-
-    Raises:
-        ValueError: weights of another network.
-    """
-    result = network.load_state_dict(load_checkpoint(checkpoint).network.state_dict(), strict=False)
-    missing = [name for name in result.missing_keys if not name.startswith("prior.")]
-    if missing or result.unexpected_keys:
-        names = [*missing, *result.unexpected_keys][:5]
-        raise ValueError(f"training.start_from: {checkpoint}: {names} are in one network but not the other")
-
-
-def pick_device(name: str) -> str:
-    """The device of a setting: "auto" is a GPU where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    ahead = in_threads(make, prefetch(drawn), workers)
+    return (
+        Shard(shard.ids, None if shard.batch is None else shard.batch.to(device, non_blocking=True)) for shard in ahead
+    )

@@ -23,6 +23,8 @@ BEST_MODEL_SHARE = 0.8
 """Weight of the best of the coordinate models; the rest goes to the mean, so that none is left without a gradient."""
 LOCAL_RADIUS = 15.0
 """Angstrom; neighbours counted by lDDT (Mariani et al. 2013) and, doubled, by the distance loss."""
+SMALLEST_SHAPE = 3
+"""Resolved C1' below which a chain has no shape to compare."""
 C1 = 2
 """Index of C1' on the atom axis."""
 
@@ -36,60 +38,108 @@ class Losses:
     structure: Tensor | None = None
     coordinates: Tensor | None = None
 
-    def total(self, weights: LossConfig) -> Tensor:
-        """Weighted sum."""
+    def total(self, weights: LossConfig) -> Tensor | None:
+        """Weighted sum; None without a term."""
         terms = [
             getattr(weights, name) * term
             for name in ("reactivity", "reactivity_error", "structure", "coordinates")
             if (term := getattr(self, name)) is not None
         ]
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum() if terms else None
 
 
-def losses(output: ModelOutput, batch: Batch) -> Losses:
-    """Terms for whatever the batch measured and the output holds."""
+@dataclass(frozen=True)
+class Counts:
+    """What the means of the terms are taken over, scalars.
+
+    Where a batch is divided among processes, the counts of the whole: each term is then the process's part of the sum,
+    and the parts of all processes add up to the term, and the gradient, of the undivided batch.
+    """
+
+    examples: Tensor
+    chains: Tensor
+    """Examples with enough resolved C1' to be a shape."""
+    nucleotides: Tensor
+    """Resolved C1' of those chains."""
+    pairs: Tensor
+    """Pairs of resolved C1'."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Counts":
+        """Those of one batch."""
+        examples = torch.tensor(float(len(batch)), device=batch.tokens.device)
+        if batch.coordinates is None:
+            return cls(examples, *torch.zeros(3, device=examples.device))
+        return cls(examples, *count_resolved(~batch.coordinates.isnan().any(-1)))
+
+    @classmethod
+    def from_tensor(cls, counts: Float[Tensor, " 4"]) -> "Counts":
+        return cls(*counts)
+
+    def to_tensor(self) -> Float[Tensor, " 4"]:
+        """The inverse of `from_tensor`."""
+        return torch.stack([self.examples, self.chains, self.nucleotides, self.pairs])
+
+
+def count_resolved(resolved: Bool[Tensor, "batch length 4"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Chains, nucleotides and pairs that count in the coordinate loss."""
+    seen = resolved[..., C1].sum(1)
+    some = seen >= SMALLEST_SHAPE
+    return some.sum().float(), (seen * some).sum().float(), seen.square().sum().float()
+
+
+def losses(output: ModelOutput, batch: Batch, counts: Counts | None = None) -> Losses:
+    """Terms for whatever the batch measured and the output holds, means over the `counts` (the batch's own)."""
+    counts = counts or Counts.of(batch)
     reactivity = error = structure = coordinates = None
     if batch.reactivity is not None and output.reactivity is not None:
         reactivity, error = reactivity_loss(
-            output.reactivity, output.reactivity_error, batch.reactivity, batch.reactivity_weight
+            output.reactivity, output.reactivity_error, batch.reactivity, batch.reactivity_weight, counts.examples
         )
     if batch.partners is not None and output.pair_logit is not None:
-        structure = structure_loss(output.pair_logit, output.no_partner_logit, batch.partners)
+        structure = structure_loss(output.pair_logit, output.no_partner_logit, batch.partners, counts.examples)
     if batch.coordinates is not None and output.coordinates is not None:
-        coordinates = coordinate_loss(output, batch.coordinates)
+        coordinates = coordinate_loss(output, batch.coordinates, counts)
     return Losses(reactivity, error, structure, coordinates)
 
 
-def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
-    """Mean by weight; 0 (with a gradient of 0) where all weights are 0."""
-    return (value * weight).sum() / weight.sum().clamp(min=1e-6)
+def mean_over(value: Tensor, count: Tensor | int) -> Tensor:
+    """Sum divided by a count; 0 (with a gradient of 0) where the count is 0."""
+    return value.sum() / torch.as_tensor(count, device=value.device).clamp(min=1)
 
 
 def reactivity_loss(
     value: Float[Tensor, "batch length probe"],
-    error: Float[Tensor, "batch length probe"],
+    error: Float[Tensor, "batch length probe"] | None,
     target: Float[Tensor, "batch length probe"],
     weight: Float[Tensor, "batch length probe"],
-) -> tuple[Tensor, Tensor]:
+    examples: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Weighted absolute error to the target clipped to [0, 1], and the Laplace likelihood
-    of that error under the predicted one.
+    of that error under the predicted one (None for a network that predicts no error).
 
-    Each is the mean over examples of their mean over measured cells, noisy examples counting less by their weight.
-    The second does not reach the value: an easy way to lower a likelihood must not be to widen it.
+    Each is the mean over `examples` (those of the batch) of their mean over measured cells, noisy examples counting
+    less by their weight. The second does not reach the value: an easy way to lower a likelihood must not be
+    to widen it.
     """
+    examples = len(target) if examples is None else examples
     measured = ~target.isnan()
     weight = weight * measured / measured.sum((1, 2), keepdim=True).clamp(min=1)
     residual = (value - target.nan_to_num(0).clamp(0, 1)).abs()
+    absolute = mean_over((residual * weight).sum((1, 2)), examples)
+    if error is None:
+        return absolute, None
     likelihood = residual.detach() / error + error.log()
-    return (residual * weight).sum((1, 2)).mean(), (likelihood * weight).sum((1, 2)).mean()
+    return absolute, mean_over((likelihood * weight).sum((1, 2)), examples)
 
 
 def structure_loss(
     logit: Float[Tensor, "batch length length"],
     no_partner: Float[Tensor, "batch length"],
     partners: Int[Tensor, "batch length"],
+    examples: Tensor | None = None,
 ) -> Tensor:
-    """Mean over examples of the cross-entropy of each nucleotide's partner (or none); -2
+    """Mean over `examples` (those of the batch) of the cross-entropy of each nucleotide's partner (or none); -2
     and pairs too close to predict are left out."""
     length = partners.shape[1]
     position = torch.arange(length, device=partners.device)
@@ -98,7 +148,7 @@ def structure_loss(
     log_probability = pair_log_probability(logit, no_partner)
     entropy = -log_probability.gather(2, choice[..., None])[..., 0]
     entropy = torch.where(known, entropy, torch.zeros_like(entropy))
-    return (entropy.sum(1) / known.sum(1).clamp(min=1)).mean()
+    return mean_over(entropy.sum(1) / known.sum(1).clamp(min=1), len(partners) if examples is None else examples)
 
 
 def saturating(distance: Tensor) -> Tensor:
@@ -111,29 +161,33 @@ def safe_norm(vector: Float[Tensor, "*axes 3"]) -> Float[Tensor, "*axes"]:
     return (vector.square().sum(-1) + 1e-4).sqrt()
 
 
-def coordinate_loss(output: ModelOutput, target: Float[Tensor, "batch length 4 3"]) -> Tensor:
+def coordinate_loss(
+    output: ModelOutput, target: Float[Tensor, "batch length 4 3"], counts: Counts | None = None
+) -> Tensor:
     """Frame-aligned point error and C1' distance error of the best model (mostly),
     distance bins, and pLDDT's likelihood."""
     predicted = output.coordinates
     resolved = ~target.isnan().any(-1)  # b l atom
+    chains, nucleotides, pairs = (
+        (counts.chains, counts.nucleotides, counts.pairs) if counts else count_resolved(resolved)
+    )
     target = target.nan_to_num(0)
     each = frame_aligned_error(predicted, target, resolved) + distance_error(predicted, target, resolved)  # b m
-    some = resolved[..., C1].sum(1) >= 3
-    weight = some.to(each.dtype)
+    some = resolved[..., C1].sum(1) >= SMALLEST_SHAPE
     best = each.min(dim=1).values
-    geometry = weighted_mean(BEST_MODEL_SHARE * best + (1 - BEST_MODEL_SHARE) * each.mean(1), weight)
+    geometry = mean_over((BEST_MODEL_SHARE * best + (1 - BEST_MODEL_SHARE) * each.mean(1)) * some, chains)
 
     quality = local_distance_test(predicted.detach()[..., C1, :], target[..., C1, :], resolved[..., C1])  # b m l
     bins = (quality * PLDDT_BINS).long().clamp(max=PLDDT_BINS - 1)
     entropy = F.cross_entropy(output.plddt_logit.movedim(-1, 1).float(), bins, reduction="none")
-    counted = (resolved[..., C1] & some[:, None])[:, None].expand_as(entropy).to(entropy.dtype)
-    loss = geometry + 0.1 * weighted_mean(entropy, counted)
+    counted = (resolved[..., C1] & some[:, None])[:, None]
+    loss = geometry + 0.1 * mean_over(entropy * counted, nucleotides * predicted.shape[1])
     if output.distance_logit is not None:
         true = safe_norm(target[:, :, None, C1] - target[:, None, :, C1])
         bins = (true - 2).long().clamp(0, DISTANCE_BINS - 1)
         entropy = F.cross_entropy(output.distance_logit.movedim(-1, 1), bins, reduction="none")
         both = resolved[:, :, None, C1] & resolved[:, None, :, C1]
-        loss = loss + 0.3 * weighted_mean(entropy, both.to(entropy.dtype))
+        loss = loss + 0.3 * mean_over(entropy * both, pairs)
     return loss
 
 

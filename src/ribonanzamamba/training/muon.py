@@ -35,6 +35,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class Muon(Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay, its step scaled to the root mean square of AdamW's.
 
+    Where the attribute `found_inf` is a scalar 1 on the device, a step changes nothing, as with PyTorch's fused AdamW:
+    a bad batch is passed over without the host waiting for the device to tell.
+
     Raises:
         ValueError: a parameter that is no matrix.
     """
@@ -45,9 +48,11 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.dim() != 2:
                     raise ValueError(f"Muon: expected matrices, got a parameter of shape {tuple(parameter.shape)}")
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        skip = self.found_inf
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -59,8 +64,14 @@ class Muon(Optimizer):
                         self.state[parameter]["momentum"] = torch.zeros_like(parameter)
                 momenta = [self.state[parameter]["momentum"] for parameter in parameters]
                 gradients = [parameter.grad for parameter in parameters]
+                decay, rate = 1 - group["lr"] * group["weight_decay"], -group["lr"] * 0.2 * max(shape) ** 0.5
+                if skip is not None:
+                    # m + w (m - m) is m, whatever the gradient was; then p * 1 + 0 * update
+                    pairs = zip(gradients, momenta, strict=True)
+                    gradients = [torch.where(skip > 0, momentum, gradient) for gradient, momentum in pairs]
+                    decay, rate = torch.where(skip > 0, 1.0, decay), torch.where(skip > 0, 0.0, rate)
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 looking_ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
                 updates = orthogonalize(torch.stack(looking_ahead)).to(parameters[0].dtype)
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates.unbind(0)), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                torch._foreach_mul_(parameters, decay)
+                torch._foreach_add_(parameters, list((updates * rate).unbind(0)))

@@ -4,17 +4,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.config import TrainingConfig
 from ribonanzamamba.training.muon import Muon
 
 OPTIMIZERS = ("muon", "adamw")
 
 
-def build_optimizers(network: RibonanzaMamba, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the trunk's linear layers and AdamW for everything else, or AdamW for all.
+def build_optimizers(network: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the linear layers in `network.blocks` and AdamW for everything else, or AdamW for all.
 
     Muon's step is scaled to AdamW's root mean square (Liu et al. 2025), so that one learning rate serves both.
+    Parameters that need no gradient (frozen ones) are left out.
 
     Raises:
         ValueError: an unknown optimizer.
@@ -23,18 +23,19 @@ def build_optimizers(network: RibonanzaMamba, config: TrainingConfig) -> list[to
         raise ValueError(f"training.optimizer: expected one of {OPTIMIZERS}, got {config.optimizer!r}")
     matrices = []
     if config.optimizer == "muon":
-        matrices = [module.weight for module in network.blocks.modules() if isinstance(module, nn.Linear)]
+        linear = (module for module in network.blocks.modules() if isinstance(module, nn.Linear))
+        matrices = [module.weight for module in linear if module.weight.requires_grad]
     taken = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
+    rest = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in taken]
     groups = [
         {"params": [parameter for parameter in rest if parameter.dim() > 1], "weight_decay": config.weight_decay},
         # gains, biases, decay rates: pulling them to zero means nothing
         {"params": [parameter for parameter in rest if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
-    fused = next(network.parameters()).is_cuda
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=fused)
-    ]
+    optimizers: list[torch.optim.Optimizer] = []
+    if rest:
+        # fused, on a CPU too: it is the implementation that knows `found_inf`, by which a bad batch is passed over
+        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True))
     if matrices:
         optimizers.append(
             Muon(matrices, lr=config.matrix_rate * config.learning_rate, weight_decay=config.weight_decay)
@@ -63,6 +64,6 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float, conf
             group["lr"] = rate * (config.matrix_rate if isinstance(optimizer, Muon) else 1.0)
 
 
-def averaged(network: RibonanzaMamba, decay: float) -> AveragedModel:
+def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of the network's weights, updated by `update_parameters(network)`."""
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))

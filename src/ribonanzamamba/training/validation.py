@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ribonanzamamba.data.batch import Batch, batches
 from ribonanzamamba.data.example import Example
@@ -40,10 +40,22 @@ class HeldOut:
         return HeldOut(*parts)
 
 
-def prior_of(network: RibonanzaMamba, batch: Batch) -> tuple[Tensor | None, ...]:
+def prior_of(network: nn.Module, batch: Batch) -> tuple[Tensor | None, ...]:
     """What the network is called with beside the tokens: the batch's prior and where it is known, or nothing for a
     network that has no such input."""
-    return (batch.prior, batch.prior_known) if network.config.pair_prior else ()
+    takes_it = isinstance(network, RibonanzaMamba) and network.config.pair_prior
+    return (batch.prior, batch.prior_known) if takes_it else ()
+def overall(scores: dict[str, float]) -> float:
+    """One number to choose the best weights of a run by, higher is better: the mean over the tasks of 1 - MAE (mean
+    over probes), F1, and the TM-score of the first model.
+
+    >>> overall({"mae/2A3": 0.3, "mae/DMS": 0.1, "f1": 0.6})
+    0.7
+    """
+    errors = [value for name, value in scores.items() if name.startswith("mae/")]
+    tasks = [1 - sum(errors) / len(errors)] if errors else []
+    tasks += [scores[name] for name in ("f1", "tm/first") if name in scores]
+    return sum(tasks) / len(tasks)
 
 
 @torch.no_grad()
