@@ -25,8 +25,8 @@ class MambaState:
     """State of the recurrence, at least float32: (batch, d_inner, d_state) or (batch, heads, d_state, width)."""
 
 
-class StateSpaceLayer(nn.Module, ABC):
-    """What both layers share: a causal convolution, and parameters of the recurrence that stay float32.
+class KeepsWide(nn.Module):
+    """A module of which some parameters stay float32.
 
     `.half()`, `.to(torch.bfloat16)` and the like leave `wide_parameters` as they are: exp(-exp(A_log) dt) over
     thousands of positions turns one rounding of A_log or of the step bias into another memory length.
@@ -51,6 +51,10 @@ class StateSpaceLayer(nn.Module, ABC):
             if gradient is not None:
                 parameter.grad = gradient.to(device)
         return self
+
+
+class StateSpaceLayer(KeepsWide, ABC):
+    """What both layers share: a causal convolution, and parameters of the recurrence that stay float32."""
 
     def convolve(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         weight, bias = self.conv1d.weight[:, 0].to(x.dtype), self.conv1d.bias
