@@ -14,7 +14,9 @@ from ribonanzamamba.layers.fusionmamba import (
 from ribonanzamamba.layers.mamba import Mamba, Mamba2, MambaState
 from ribonanzamamba.layers.norm import RMSNorm
 from ribonanzamamba.layers.pair import PairUpdate
+from ribonanzamamba.layers.replacement import Replacement, replace_attention
 from ribonanzamamba.layers.scan2d import Mamba2D
+from ribonanzamamba.layers.self_attention import MambaSelfAttention
 from ribonanzamamba.layers.spatiotemporal import AxisAttention, SpatioTemporalBlock, TemporalMamba
 
 __all__ = [
@@ -28,12 +30,15 @@ __all__ = [
     "Mamba",
     "Mamba2",
     "Mamba2D",
+    "MambaSelfAttention",
     "MambaState",
     "PairBiasedAttention",
     "PairUpdate",
     "RMSNorm",
+    "Replacement",
     "SeparableConvolution",
     "SpatioTemporalBlock",
     "TemporalMamba",
     "Upsample2D",
+    "replace_attention",
 ]

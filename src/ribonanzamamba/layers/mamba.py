@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ribonanzamamba.layers.norm import EPS, rms_norm
 from ribonanzamamba.ops import causal_conv1d, selective_scan, selective_state_update, ssd
 
+LARGEST_HEAD = 64
+
 
 @dataclass(frozen=True)
 class MambaState:
@@ -259,6 +261,15 @@ class GatedRMSNorm(nn.Module):
     def forward(self, y: Float[Tensor, "*axes width"], z: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         gated = rearrange(y * F.silu(z), "... (g c) -> ... g c", g=self.groups)
         return rms_norm(gated, self.weight.reshape(self.groups, -1), EPS).flatten(-2)
+
+
+def widest_head(d_inner: int) -> int:
+    """Channels of a state-space head: the largest power of two up to 64 that divides the inner width.
+
+    >>> [widest_head(d_inner) for d_inner in (512, 96, 24, 7)]
+    [64, 32, 8, 1]
+    """
+    return math.gcd(d_inner, LARGEST_HEAD)
 
 
 def step_bias(width: int, dt_range: tuple[float, float]) -> Float[Tensor, " width"]:

@@ -4,7 +4,6 @@
 with either in its two branches. No axis is reshaped by the caller, and every number of time steps from 1 on will do.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -15,11 +14,9 @@ from torch import Tensor, nn
 
 from ribonanzamamba.layers.bidirectional import BiMamba
 from ribonanzamamba.layers.fusionmamba import FoldedTime, FusionMambaBlock
-from ribonanzamamba.layers.mamba import Mamba2
+from ribonanzamamba.layers.mamba import Mamba2, widest_head
 from ribonanzamamba.layers.norm import RMSNorm
 
-LARGEST_HEAD = 64
-"""Channels of a state-space head where the width has such a divisor."""
 MASKED_LOGIT = -1e9
 """Finite, so that a row without any real position stays finite; exp of it is exactly 0 beside any real logit."""
 
@@ -44,7 +41,7 @@ class TemporalMamba(nn.Module):
     ):
         super().__init__()
         self.axis = checked_axis(axis)
-        head_width = math.gcd(expand * d_model, LARGEST_HEAD) if head_width is None else head_width
+        head_width = widest_head(expand * d_model) if head_width is None else head_width
         # the causal convolution of Mamba-2 looks 3 steps back, the centred one of BiMamba 2 to either side
         if causal:
             self.mamba = Mamba2(d_model, d_state=d_state, expand=expand, headdim=head_width, d_conv=d_conv or 4)
