@@ -17,6 +17,7 @@ from ribonanzamamba.layers.pair import PairUpdate
 from ribonanzamamba.layers.replacement import Replacement, replace_attention
 from ribonanzamamba.layers.scan2d import Mamba2D
 from ribonanzamamba.layers.self_attention import MambaSelfAttention
+from ribonanzamamba.layers.shapes import ShapeTable, shapes
 from ribonanzamamba.layers.spatiotemporal import AxisAttention, SpatioTemporalBlock, TemporalMamba
 
 __all__ = [
@@ -37,8 +38,10 @@ __all__ = [
     "RMSNorm",
     "Replacement",
     "SeparableConvolution",
+    "ShapeTable",
     "SpatioTemporalBlock",
     "TemporalMamba",
     "Upsample2D",
     "replace_attention",
+    "shapes",
 ]
