@@ -191,6 +191,17 @@ def shapes(
     typer.echo(printers[table_format](parameters=params))
 
 
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Examine this machine: versions, devices, which scan runs and whether it is right; exit code 1 with problems."""
+    with _interruptible():
+        from ribonanzamamba.layers.doctor import examine
+
+        examination = examine()
+    typer.echo(examination.to_json() if as_json else examination.to_text())
+    raise typer.Exit(0 if examination.healthy else 1)
+
+
 @dataclass
 class _Run:
     """What `predict` has done so far."""
