@@ -3,10 +3,10 @@
     python examples/traffic/traffic.py --data FOLDER [--seeds 3] [--minutes 10] [--device cpu] [--models mamba,gru]
 
 FOLDER holds `los_speed.parquet` (time steps of 5 minutes x detectors, miles per hour), from the repository of T-GCN.
-The first 80 % of the steps are for training, the rest for the test. Every network trains for the same time, then
-everything is measured on the same windows: mean absolute error, root mean square error and mean absolute percentage
-error 15, 30 and 60 minutes ahead. With `--validate` the last 15 % of the training steps stand in for the test:
-choices are made there.
+The first 80 % of the steps are for training, the rest for the test. Every network starts from an anchor, the last speed
+drawn to the average of the time of day, and trains for the same time; then everything is measured on the same windows:
+mean absolute error, root mean square error and mean absolute percentage error 15, 30 and 60 minutes ahead. With
+`--validate` the last 15 % of the training steps stand in for the test: choices are made there.
 """
 
 import argparse
@@ -131,11 +131,17 @@ class Forecaster(nn.Module):
 
 
 class Anchor(nn.Module):
-    """What every network changes: the last speed, drawn to the average by a share learned for each future step."""
+    """What every network changes: the last speed, drawn to the average by a share for each future step."""
 
     def __init__(self):
         super().__init__()
         self.share = nn.Parameter(torch.zeros(FUTURE, 1))
+
+    def fit(self, known: "Windows") -> None:
+        """The shares with the least squared error, in closed form: all networks start from them."""
+        last = known.past[:, -1:]
+        pull, change = known.profile[:, PAST:] - last, known.future - last
+        self.share.data = ((pull * change).sum((0, 2)) / pull.square().sum((0, 2)))[:, None]
 
     def forward(self, speeds: Tensor, profile: Tensor) -> Tensor:
         return torch.lerp(speeds[:, -1:].expand(-1, FUTURE, -1), profile[:, PAST:], self.share)
@@ -266,6 +272,7 @@ def train(name: str, speeds: Speeds, options: Options) -> Result:
     training = speeds.values[: speeds.boundary]
     mean, scale = float(training.mean()), float(training.std())
     known = windows(speeds, test=False, device=options.device)
+    network.anchor.fit(known)
     optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(options.seed)
     begin, step, share = time.perf_counter(), 0, 0.0
@@ -296,13 +303,18 @@ def train(name: str, speeds: Speeds, options: Options) -> Result:
 
 
 def baselines(speeds: Speeds) -> list[Result]:
-    """The last speed, and the average of the time of day."""
+    """The last speed, the average of the time of day, and between them what the networks start from."""
     known = windows(speeds, test=True)
     truth, last = known.future.numpy(), known.past[:, -1:].expand(-1, FUTURE, -1).numpy()
     average = known.profile[:, PAST:].numpy()
+    anchor = Anchor()
+    anchor.fit(windows(speeds, test=False))
+    with torch.no_grad():
+        between = anchor(known.past, known.profile).numpy()
     return [
         Result("last value", None, errors=errors(last, truth)),
         Result("historical average", None, errors=errors(average, truth)),
+        Result("anchor", None, parameters=FUTURE, errors=errors(between, truth)),
     ]
 
 

@@ -77,12 +77,22 @@ def test_errors_by_hand(traffic):
 
 def test_baselines_by_hand(traffic, folder):
     speeds = traffic.read_speeds(folder)
-    last, average = traffic.baselines(speeds)
+    last, average, anchor = traffic.baselines(speeds)
     first = speeds.boundary - 1
     starts = range(first, len(speeds.values) - 12)
     expected = np.mean([np.abs(speeds.values[t] - speeds.values[t + 3]).mean() for t in starts])
     assert last.errors[15]["MAE"] == pytest.approx(expected, rel=1e-5)
     assert average.errors[60]["MAE"] < last.errors[60]["MAE"]
+    assert anchor.errors[15]["RMSE"] < 1.01 * min(last.errors[15]["RMSE"], average.errors[15]["RMSE"])
+
+
+def test_anchor_has_the_least_squared_error(traffic, folder):
+    known = traffic.windows(traffic.read_speeds(folder), test=False)
+    anchor = traffic.Anchor()
+    anchor.fit(known)
+    loss = (anchor(known.past, known.profile) - known.future).square().mean()
+    (gradient,) = torch.autograd.grad(loss, [anchor.share])
+    assert anchor.share.min() > 0.1 and gradient.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["attention", "mamba", "mamba both", "fusionmamba", "gru"])
@@ -95,7 +105,7 @@ def test_a_network_starts_at_the_last_value_and_learns(name, traffic, folder):
     with torch.no_grad():
         forecast = known.forecast(network, rows, 50.0, 10.0)
     torch.testing.assert_close(forecast, known.past[rows, -1:].expand(-1, 12, -1))
-    before = traffic.baselines(speeds)[0].errors[60]["MAE"]
+    before = traffic.baselines(speeds)[0].errors[60]["MAE"]  # the last value
     result = traffic.train(name, speeds, traffic.Options(width=8, batch=64, minutes=0.03))
     assert result.steps > 0 and result.parameters > 0
     assert result.errors[60]["MAE"] < before
@@ -113,8 +123,8 @@ def test_command(traffic, folder, tmp_path, capsys):
     arguments = ["--data", str(folder), "--models", "gru", "--seeds", "2", "--minutes", "0.005", "--device", "cpu"]
     traffic.main([*arguments, "--validate", "--json", str(out)])
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["name"] for line in lines] == ["last value", "historical average", "gru", "gru"]
+    assert [line["name"] for line in lines] == ["last value", "historical average", "anchor", "gru", "gru"]
     printed = capsys.readouterr().out.splitlines()
-    assert printed[2].startswith("| forecast | parameters | steps | MAE 15 min") and len(printed) == 7
+    assert printed[2].startswith("| forecast | parameters | steps | MAE 15 min") and len(printed) == 8
     with pytest.raises(SystemExit):
         traffic.main([*arguments, "--models", "lstm"])
