@@ -330,3 +330,30 @@ def test_prepare_writes_a_store(tmp_path):
     result = run("prepare", str(tmp_path / "config.toml"), "--out", str(tmp_path / "store"))
     assert result.exit_code == 0 and result.stdout.strip() == str(tmp_path / "store")
     assert (tmp_path / "store" / "index.json").is_file()
+
+
+@pytest.mark.parametrize("table_format", ["text", "markdown", "json"])
+def test_shapes_prints_the_released_network(table_format):
+    result = run("shapes", "--length", "20", "--format", table_format)
+    assert result.exit_code == 0 and "RibonanzaMamba" in result.stdout
+    if table_format == "json":
+        assert json.loads(result.stdout)["modules"][0]["parameters"] == 15_461_707
+
+
+def test_shapes_explains_parameters_of_the_baseline():
+    result = run("shapes", "--preset", "ribonanzanet", "--params")
+    assert result.exit_code == 0 and "blocks.*.attention.query.weight" in result.stdout
+    assert "11,296,898 parameters" in result.stdout
+
+
+def test_shapes_of_an_unknown_preset_is_one_line():
+    result = run("shapes", "--preset", "missing")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: no model.json at missing") and result.stderr.count("\n") == 1
+
+
+def test_shapes_shows_the_released_network_by_default():
+    from ribonanzamamba.cli import shapes
+    from ribonanzamamba.model.checkpoint import RELEASED
+
+    assert shapes.__defaults__[0] == RELEASED

@@ -247,6 +247,48 @@ def score(
     typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.to_text())
 
 
+class TableFormat(str, Enum):
+    """How a table is printed."""
+
+    TEXT = "text"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+@app.command()
+def shapes(
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="A released network, ribonanzanet, or a checkpoint folder.")
+    ] = "ribonanzamamba-1",
+    length: Annotated[int, typer.Option(min=1, help="Nucleotides of each RNA.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="RNAs at once.")] = 1,
+    params: Annotated[bool, typer.Option("--params", help="Explain each parameter.")] = False,
+    table_format: Annotated[TableFormat, typer.Option("--format", help="How to print it.")] = TableFormat.TEXT,
+) -> None:
+    """Show every module of a network: what goes in, what comes out, parameters, memory, meaning."""
+    with _interruptible(), _one_line_errors():
+        from ribonanzamamba.model.preset import preset_shapes
+
+        table = preset_shapes(preset, batch=batch, length=length)
+    printers = {
+        TableFormat.TEXT: table.to_text,
+        TableFormat.MARKDOWN: table.to_markdown,
+        TableFormat.JSON: table.to_json,
+    }
+    typer.echo(printers[table_format](parameters=params))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Examine this machine: versions, devices, which scan runs and whether it is right; exit code 1 with problems."""
+    with _interruptible():
+        from ribonanzamamba.layers.doctor import examine
+
+        examination = examine()
+    typer.echo(examination.to_json() if as_json else examination.to_text())
+    raise typer.Exit(0 if examination.healthy else 1)
+
+
 @dataclass
 class _Run:
     """What `predict` has done so far."""
