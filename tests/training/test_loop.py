@@ -18,9 +18,8 @@ from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.rna.structure import Structure
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig, read_config
 from ribonanzamamba.training.loop import LOGGED, task_batches, train, train_step
-from ribonanzamamba.training.tables import read_tables
 from ribonanzamamba.training.optimizer import build_optimizers
-from ribonanzamamba.training.tables import table_groups
+from ribonanzamamba.training.tables import read_tables, table_groups
 
 TOML = """
 name = "tiny"

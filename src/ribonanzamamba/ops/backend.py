@@ -67,7 +67,11 @@ def triton_problem(device: torch.device, dtype: torch.dtype, state: int = 1) -> 
         return f"the kernels are not tested on {device.type}"
     if (problem := triton_import_problem()) is not None:
         return problem
-    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+    if (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
+    ):
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
     return None
 

@@ -326,7 +326,10 @@ def backward_kernel(
             ok = block * STEPS + k < length
             step = tl.where(ok, step_size(raws[k].to(tl.float32) + shift, SOFTPLUS), 0.0)
             steps = steps + (step,)
-            h = tl.exp2(step[None, :] * rate) * h + (step * xs[k].to(tl.float32))[None, :] * Bs[k].to(tl.float32)[:, None]
+            h = (
+                tl.exp2(step[None, :] * rate) * h
+                + (step * xs[k].to(tl.float32))[None, :] * Bs[k].to(tl.float32)[:, None]
+            )
             hs = hs + (h,)
         for k in tl.static_range(STEPS - 1, -1, -1):
             s = block * STEPS + k

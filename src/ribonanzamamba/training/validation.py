@@ -45,6 +45,8 @@ def prior_of(network: nn.Module, batch: Batch) -> tuple[Tensor | None, ...]:
     network that has no such input."""
     takes_it = isinstance(network, RibonanzaMamba) and network.config.pair_prior
     return (batch.prior, batch.prior_known) if takes_it else ()
+
+
 def overall(scores: dict[str, float]) -> float:
     """One number to choose the best weights of a run by, higher is better: the mean over the tasks of 1 - MAE (mean
     over probes), F1, and the TM-score of the first model.
