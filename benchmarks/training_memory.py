@@ -4,8 +4,8 @@ nasty batches.
     python benchmarks/training_memory.py [--shapes 16x177,4x512] [--fuse] [--tasks reactivity,structure]
     python benchmarks/training_memory.py --nasty 1000 [--fuse]
 
-One JSON line a measurement with what `train --plan` expects beside it, then a table. On a GPU in bfloat16; `--device cpu
---tiny` tries the program without one (no memory is measured there).
+One JSON line a measurement with what `train --plan` expects beside it, then a table. On a GPU in bfloat16; `--device
+cpu --tiny` tries the program without one (no memory is measured there).
 """
 
 import argparse

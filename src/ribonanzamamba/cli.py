@@ -7,6 +7,7 @@ results, standard error everything else. Exit codes: 0 all well, 1 a record fail
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

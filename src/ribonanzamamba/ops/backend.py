@@ -34,7 +34,7 @@ class Explanation:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels on CPU tensors (TRITON_INTERPRET=1, set before the first import)."""
+    """Whether Triton's interpreter runs the kernels, on CPU tensors: TRITON_INTERPRET=1 before the first import."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -15,7 +15,7 @@ def row_of(x, b, position, length, x_b, x_l, d, real):
     return tl.load(x + b.to(tl.int64) * x_b + offsets, mask=inside[:, None] & real[None, :], other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "left"])
 def forward_kernel(
     x, weight, bias, lengths, y, L, D, left, x_b, x_l, w_d, w_k,
     K: tl.constexpr, FLIP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, SILU: tl.constexpr,
@@ -42,13 +42,13 @@ def forward_kernel(
     tl.store(y + offsets, out, mask=(t < L)[:, None] & real[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "left"])
 def backward_kernel(
     x, weight, bias, lengths, dy, dbefore, sums, L, D, left, x_b, x_l, dy_b, dy_l, w_d, w_k,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, SILU: tl.constexpr,
     BL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradient before the activation (b, l, d), and partial sums (b, l tile, K + 1, d): those of the taps and the bias."""
+    """Gradient before the activation (b, l, d), and partial sums (b, l tile, K + 1, d), those of taps and bias."""
     b = tl.program_id(2)
     t = tl.program_id(0) * BL + tl.arange(0, BL)
     d = tl.program_id(1) * BD + tl.arange(0, BD)

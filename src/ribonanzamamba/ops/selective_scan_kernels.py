@@ -16,6 +16,8 @@ from ribonanzamamba.ops.ssd_kernels import silu, step_size
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+VARYING = ["batch", "L", "blocks_a_segment", "segments", "blocks"]
+"""Numbers that change from batch to batch: a kernel compiled for one value serves all."""
 
 
 @triton.jit
@@ -39,7 +41,7 @@ def place(program, segment, batch, width, tiles_a_group, width_a_group, REVERSE:
     return direction, b, group, tile, group * width_a_group + inside, inside < width_a_group, reverse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     x, dt, A, B, C, D, z, bias, lengths, start, y, ungated, last, states,
     batch, L, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks,
@@ -129,13 +131,14 @@ def forward_kernel(
         tl.store(last + row * N * width + state_offsets, h, mask=state_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def segment_kernel(
     v, dt, A, K, z, bias, lengths, local, whole_dt,
     batch, L, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks, scale,
     v_b, v_l, dt_b, dt_l, K_b, K_l, K_g, z_b, z_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, BACKWARD: tl.constexpr, STEPS: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, BACKWARD: tl.constexpr,
+    STEPS: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state, and its summed step sizes. BACKWARD: for the state's gradient, with v the
     gradient of y and K = C, from the segment's last step to its first."""
@@ -198,7 +201,7 @@ def segment_kernel(
     tl.store(whole_dt + index * width + d, whole, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "segments"])
 def pass_kernel(
     local, whole_dt, A, start, last, batch, width, N, segments,
     HAS_START: tl.constexpr, BACKWARD: tl.constexpr, RETURN_LAST: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
@@ -226,21 +229,7 @@ def pass_kernel(
         tl.store(last + row * N * width + offsets, h, mask=mask)
 
 
-@triton.jit
-def sum_channels(products, pointers, mask, ok, ON_MATRIX_UNITS: tl.constexpr, DOT: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):  # fmt: skip
-    """Store the sums over channels of products (n, d); `pointers` (n,)."""
-    if ON_MATRIX_UNITS:
-        # a product with ones: shuffles through a warp would cost more than all the rest
-        ones = tl.full((16, BD), 1.0, dtype=DOT)
-        sums = tl.dot(ones, tl.trans(products.to(DOT)))  # 16 equal rows
-        rows = tl.arange(0, 16)
-        where = pointers[None, :] + rows[:, None] * 0
-        tl.store(where, sums, mask=(rows == 0)[:, None] & masked(mask, ok)[None, :])
-    else:
-        tl.store(pointers, tl.sum(products, 1), mask=masked(mask, ok))
-
-
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
     x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, dlast,
     dx, ddt, dB, dC, dz, dstart, dA, sums,
@@ -248,7 +237,7 @@ def backward_kernel(
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, dy_b, dy_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_DLAST: tl.constexpr, RETURN_DSTART: tl.constexpr,
-    STEPS: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, ON_MATRIX_UNITS: tl.constexpr,
+    STEPS: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of channels, block by block from the last to the first.
 
@@ -348,10 +337,10 @@ def backward_kernel(
             dout = g * scale
             step = steps[k]
             B_k = Bs[k].to(tl.float32)[:, None]
-            sum_channels(hs[k] * dout[None, :], dC + pos * matrix_row, n < N, s < L, ON_MATRIX_UNITS, DOT, BN, BD)
+            tl.store(dC + pos * matrix_row, tl.sum(hs[k] * dout[None, :], 1), mask=masked(n < N, s < L))
             dh = carry + Cs[k].to(tl.float32)[:, None] * dout[None, :]
             wide_u = step * u
-            sum_channels(dh * wide_u[None, :], dB + pos * matrix_row, n < N, s < L, ON_MATRIX_UNITS, DOT, BN, BD)
+            tl.store(dB + pos * matrix_row, tl.sum(dh * wide_u[None, :], 1), mask=masked(n < N, s < L))
             du = tl.sum(dh * B_k, 0)
             # decay_t h_{t-1} is h_t without what t added
             W = dh * (hs[k] - wide_u[None, :] * B_k)

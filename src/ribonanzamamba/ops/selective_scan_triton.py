@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ribonanzamamba.ops import selective_scan_kernels as kernels
-from ribonanzamamba.ops.backend import device_of, dot_type, processors
+from ribonanzamamba.ops.backend import device_of, processors
 from ribonanzamamba.ops.ssd_triton import dense_rows, merge
 
 STEPS = 4
@@ -169,8 +169,7 @@ def backward(
             *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            STEPS=STEPS, OFFSET=offset_type(x, dt, B, C, z, dy), BN=cut.BN, BD=cut.BD, DOT=dot_type(x.dtype)[0],
-            ON_MATRIX_UNITS=False, num_warps=1, num_stages=1,
+            STEPS=STEPS, OFFSET=offset_type(x, dt, B, C, z, dy), BN=cut.BN, BD=cut.BD, num_warps=1, num_stages=1,
         )  # fmt: skip
     sums = sums.sum(1)
     return (

@@ -16,6 +16,8 @@ SMALLEST_LOG_DECAY = tl.constexpr(-20.0)
 """As in `scan_chunked.py`."""
 GRID = tl.constexpr(2.0**-12)
 """Sums of 64 multiples of it down to 64 times -20 are exact in float32."""
+VARYING = ["batch", "L", "chunks_a_segment", "segments", "chunks"]
+"""Numbers that change from batch to batch: a kernel compiled for one value serves all."""
 
 
 @triton.jit
@@ -79,7 +81,7 @@ def load_tile(pointer, pos, ok, stride, columns, width):
     return tl.load(pointer + offsets, mask=ok[:, None] & (columns < width)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     x, dt, A, B, C, D, z, bias, lengths, start, y, ungated, last, states,
     batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks,
@@ -166,7 +168,7 @@ def forward_kernel(
         tl.store(last + row * N * P + state_offsets, h, mask=state_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def segment_kernel(
     v, dt, A, K, z, bias, lengths, local, whole_log,
     batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
@@ -232,7 +234,7 @@ def segment_kernel(
         tl.store(whole_log + index, left)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments"])
 def pass_kernel(
     local, whole_log, start, last, size, segments,
     HAS_START: tl.constexpr, BACKWARD: tl.constexpr, RETURN_LAST: tl.constexpr, BLOCK: tl.constexpr,
@@ -256,7 +258,7 @@ def pass_kernel(
         tl.store(last + row * size + k, h, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
     x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, dlast,
     dx, ddt, dB, dC, dz, dstart, sums,
@@ -418,7 +420,7 @@ def backward_kernel(
         tl.store(dstart + row * N * P + state_offsets, dh, mask=state_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "rows"])
 def merge_kernel(
     y, x, D, z, lengths, out, ungated, L, heads, P, rows, scale,
     x_b, x_l, x_h, z_b, z_l, z_h,
