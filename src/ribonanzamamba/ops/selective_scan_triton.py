@@ -13,14 +13,14 @@ from ribonanzamamba.ops import selective_scan_kernels as kernels
 from ribonanzamamba.ops.backend import device_of, processors
 from ribonanzamamba.ops.ssd_triton import dense_rows, merge
 
-STEPS = 4
+STEPS = 2
 """Positions a block: its states fit the registers in the backward pass."""
 TILE = 32
 """Channels a program: one warp."""
-FEWEST_BLOCKS = 16
+FEWEST_BLOCKS = 32
 """Blocks a segment: shorter ones spend more on finding the state that enters them than they gain."""
-PROGRAMS_A_PROCESSOR = 4
-"""One warp for each of a multiprocessor's schedulers."""
+PROGRAMS_A_PROCESSOR = 16
+"""Warps of one program each: four for each of a multiprocessor's schedulers, or the program that waits is not hidden."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,12 @@ def backward(
     return (
         dx[0] if directions == 1 else dx.sum(0),
         ddt,
-        dA.sum(1).transpose(1, 2).reshape(A.shape),
+        dA.sum(1).transpose(1, 2).contiguous().view(A.shape),
         dB.sum(3),
         dC.sum(3),
         sums[0, 1].clone() if D is not None else x.new_empty(0),
         dz,
-        sums[:, 0].flatten() if bias is not None else x.new_empty(0),
+        sums[:, 0].clone().flatten() if bias is not None else x.new_empty(0),
         dstart,
     )
 

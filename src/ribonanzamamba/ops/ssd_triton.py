@@ -200,16 +200,17 @@ def backward(
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
             Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
-    sums = sums.sum(dim=(1, 3))  # direction h 3
+    # copies: an operator's outputs must not share memory
+    dA, dbias, dD = (part.clone() for part in sums.sum(dim=(1, 3)).unbind(-1))  # direction h
     return (
         dx[0] if directions == 1 else dx.sum(0),
         ddt[0] if cut.tiles == 1 else ddt.sum(0),
-        sums[..., 0].flatten(),
+        dA.flatten(),
         dB[:, :, :, 0] if partials == 1 else dB.sum(3),
         dC[:, :, :, 0] if partials == 1 else dC.sum(3),
-        sums[0, :, 2].clone() if D is not None else x.new_empty(0),
+        dD[0] if D is not None else x.new_empty(0),
         dz,
-        sums[..., 1].flatten() if bias is not None else x.new_empty(0),
+        dbias.flatten() if bias is not None else x.new_empty(0),
         dstart,
     )
 
