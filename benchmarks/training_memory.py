@@ -4,8 +4,9 @@ nasty batches.
     python benchmarks/training_memory.py [--shapes 16x177,4x512] [--fuse] [--tasks reactivity,structure]
     python benchmarks/training_memory.py --nasty 1000 [--fuse]
 
-One JSON line a measurement with what `train --plan` expects beside it, then a table. On a GPU in bfloat16; `--device
-cpu --tiny` tries the program without one (no memory is measured there).
+One JSON line a measurement with what `train --plan` expects beside it, then a table. On a GPU in bfloat16;
+`--device cpu --tiny` tries the program without one (no memory is measured there). Of the nasty batches only those with
+an infinite weight have no finite loss: they, and no others, are to be skipped.
 """
 
 import argparse
@@ -57,6 +58,7 @@ def nasty_batch(rng: np.random.Generator, longest: int) -> tuple[str, Batch]:
             }
         ],
         "signal to noise 0": [{"reactivity_weight": np.zeros(probes, dtype=np.float32)}],
+        "infinite weight": [{"reactivity_weight": np.full(probes, np.inf, dtype=np.float32)}],
         "huge targets": [{"reactivity": np.full(probes, 6e4, dtype=np.float32)}],
         "atoms in one place": [{"coordinates": np.zeros((length, 4, 3), dtype=np.float32)}],
         "one nucleotide": None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -357,3 +358,62 @@ def test_shapes_shows_the_released_network_by_default():
     from ribonanzamamba.model.checkpoint import RELEASED
 
     assert shapes.__defaults__[0] == RELEASED
+
+
+TINY = """
+[model]
+width = 16
+pair_width = 8
+blocks = 1
+heads = 2
+d_state = 8
+head_width = 16
+[data]
+reactivity = ["mine.csv"]
+tokens = 64
+[training]
+steps = 2
+log_steps = 1
+warmup_steps = 1
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def own_table(tmp_path):
+    rows = [
+        f"r{k},GGGAAACCC{'ACGU'[k] * 13},{' '.join(['0.5'] * 22)},{'valid' if k == 3 else 'train'}" for k in range(4)
+    ]
+    (tmp_path / "mine.csv").write_text("\n".join(["id,sequence,2A3,split", *rows]) + "\n")
+    (tmp_path / "mine.toml").write_text(TINY)
+    yield tmp_path / "mine.toml"
+    package = logging.getLogger("ribonanzamamba")
+    for handler in [each for each in package.handlers if isinstance(each, logging.FileHandler)]:
+        package.removeHandler(handler)
+        handler.close()
+
+
+def test_train_then_plot(own_table, tmp_path):
+    for name in ("one", "two"):
+        result = run("train", own_table, "--out", tmp_path / name, "--freeze", "pair_head")
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.strip() == str(tmp_path / name)
+    for picture in ("curves.png", "curves.svg"):
+        result = run("plot", tmp_path / "one", tmp_path / "two", "--out", tmp_path / picture)
+        assert result.exit_code == 0, result.stderr
+        assert (tmp_path / picture).stat().st_size > 10_000
+    result = run("plot", tmp_path / "three")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+
+
+def test_plan_trains_nothing(own_table, tmp_path):
+    result = run("train", own_table, "--plan", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert "peak memory" in result.stdout and "time a step" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_start_from_nothing_is_one_line(own_table, tmp_path):
+    result = run("train", own_table, "--out", tmp_path / "run", "--from", "nowhere")
+    assert result.exit_code == 2
+    assert "no weights at nowhere" in result.stderr and result.stderr.strip().count("\n") == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ribonanzamamba.plots.curves import draw_curve, smooth
+from ribonanzamamba.plots.curves import draw_curve, draw_runs, panel_names, smooth
 
 NAN = float("nan")
 
@@ -61,3 +61,47 @@ def test_arguments_that_do_not_fit(axes):
     for smoothing in (1.0, -0.1):
         with pytest.raises(ValueError, match="smoothing"):
             smooth([1.0], smoothing)
+
+
+RUNS = {
+    "a": {
+        "loss/structure": ([1, 2, 3], [1.0, 0.5, 0.4]),
+        "loss/gradient_norm": ([1, 2, 3], [2.0, 1.0, 1.0]),
+        "learning_rate": ([1, 2, 3], [1e-3, 1e-3, 0.0]),
+        "rnas_per_second": ([1, 2, 3], [100.0, 120.0, 110.0]),
+        "valid/mae/2A3": ([3], [0.2]),
+        "valid/mae/DMS": ([3], [0.1]),
+        "valid/f1": ([3], [0.6]),
+    },
+    "b": {"loss/structure": ([1, 2], [0.9, 0.8]), "learning_rate": ([1, 2], [1e-3, 1e-3])},
+}
+
+
+def test_runs_over_each_other():
+    names = panel_names(RUNS)
+    assert names == [
+        "loss/structure",
+        "learning_rate",
+        "loss/gradient_norm",
+        "valid/mae/",
+        "valid/f1",
+        "rnas_per_second",
+    ]
+    figure = Figure(layout="constrained")
+    axes = list(figure.subplots(2, 4).ravel())
+    assert draw_runs(axes, RUNS) is axes
+    figure.draw_without_rendering()
+    assert [panel.get_ylabel() for panel in axes[:6]] == [
+        "structure", "learning rate", "gradient norm", "mean absolute error", "f1", "RNAs/s"
+    ]  # fmt: skip
+    assert [panel.get_visible() for panel in axes] == [True] * 6 + [False] * 2
+    # strong and faint for each run, a colour a run, the same in all panels
+    assert [line.get_color() for line in axes[0].lines] == ["C0", "C0", "C1", "C1"]
+    assert [line.get_color() for line in axes[1].lines] == ["C0", "C1"]
+    assert [text.get_text() for text in axes[3].get_legend().get_texts()] == ["a 2A3", "a DMS"]
+    assert axes[0].lines[1].get_ydata().tolist() == [1.0, 0.5, 0.4]
+
+
+def test_too_few_axes(axes):
+    with pytest.raises(ValueError, match="expected axes for 6 panels, got 1"):
+        draw_runs([axes], RUNS)

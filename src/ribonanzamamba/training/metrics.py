@@ -32,7 +32,7 @@ def series(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[floa
     """Steps and values of one key, of the rows that have it.
 
     >>> series([{"step": 1, "a": 0.5}, {"step": 2}, {"step": 3, "a": 0.25}], "a")
-    ([1, 3], [0.5, 0.25])
+    ([1.0, 3.0], [0.5, 0.25])
     """
     having = [row for row in rows if key in row]
-    return [row["step"] for row in having], [row[key] for row in having]
+    return [float(row["step"]) for row in having], [float(row[key]) for row in having]

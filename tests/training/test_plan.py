@@ -1,0 +1,63 @@
+"""The plan: exact where it can be counted by hand, and close to what the network keeps."""
+
+import pytest
+import torch
+
+from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.model.network import RibonanzaMamba
+from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
+from ribonanzamamba.training.plan import Tracker, plan, trace_fake
+
+
+def config(small_config, **training) -> Config:
+    return Config(
+        model=small_config,
+        data=DataConfig(reactivity=("a",), coordinates=("b",), tokens=320, coordinate_tokens=160),
+        training=TrainingConfig(**training),
+    )
+
+
+def test_living_and_moved_bytes_by_hand():
+    with Tracker() as tracker:
+        a = torch.ones(1000)  # 4000 bytes
+        b = a * 2  # reads 4000, writes 4000
+        del a
+        c = b.view(10, 100) @ torch.ones(100, 10)  # 400 bytes, and a factor of 4000
+        del b
+    assert tracker.peak == 4000 + 4000 + 400
+    assert tracker.living == c.nbytes
+    assert tracker.flops == 2 * 10 * 100 * 10
+
+
+def test_parameters_and_batches(small_config):
+    planned = plan(config(small_config))
+    parameters = sum(parameter.numel() for parameter in RibonanzaMamba(small_config).parameters())
+    assert planned.parameters == planned.trained == parameters
+    assert [(each.tasks, each.examples, each.length) for each in planned.passes] == [
+        (("reactivity",), 2, 160),
+        (("coordinates",), 1, 160),
+    ]
+    assert "2 x 160 nt (reactivity)" in planned.to_text() and f"{parameters:,} (" in planned.to_text()
+    halved = plan(config(small_config), processes=2)
+    assert halved.passes[0].examples == 1 and halved.passes[0].peak_bytes < 0.7 * planned.passes[0].peak_bytes
+
+
+def test_checkpointing_and_freezing_save_memory(small_config):
+    deeper = config(ModelConfig.from_dict(small_config.to_dict() | {"blocks": 5}))
+    off, pair, every = (trace_fake(deeper, mode, ("reactivity",), 4, 64)[0] for mode in ("off", "pair", "all"))
+    assert every.peak_bytes < pair.peak_bytes < off.peak_bytes
+    assert off.flops < pair.flops < every.flops < 1.5 * off.flops
+    frozen = plan(config(small_config, freeze=("trunk",)))
+    whole = plan(config(small_config))
+    assert frozen.trained < frozen.parameters and frozen.resident_bytes < whole.resident_bytes
+    assert frozen.passes[0].peak_bytes < whole.passes[0].peak_bytes / 2
+
+
+def test_memory_grows_with_the_pair_cells(small_config):
+    small, large = (trace_fake(config(small_config), "off", ("structure",), 1, length)[0] for length in (64, 128))
+    assert large.peak_bytes == pytest.approx(4 * small.peak_bytes, rel=0.25)
+
+
+def test_without_tables(small_config):
+    with pytest.raises(ValueError, match="expected at least one table"):
+        plan(Config(model=small_config))
