@@ -166,8 +166,13 @@ def test_padding_and_batch_mates_change_nothing(name):
 
 @pytest.mark.parametrize(
     ("length", "width", "taps", "left", "activation", "lengths"),
-    [(40, 5, 4, 3, "silu", None), (33, 70, 17, None, None, None), (33, 6, 5, None, "silu", [33, 7]), (9, 3, 3, 0, None, [5, 0])],
-)  # fmt: skip
+    [
+        (40, 5, 4, 3, "silu", None),
+        (33, 70, 17, None, None, None),
+        (33, 6, 5, None, "silu", [33, 7]),
+        (9, 3, 3, 0, None, [5, 0]),
+    ],
+)
 def test_convolution_equals_shifted_products(length, width, taps, left, activation, lengths):
     results = []
     for backend in ("triton", "shifted"):

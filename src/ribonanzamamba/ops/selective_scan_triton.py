@@ -20,7 +20,7 @@ TILE = 32
 FEWEST_BLOCKS = 32
 """Blocks a segment: shorter ones spend more on finding the state that enters them than they gain."""
 PROGRAMS_A_PROCESSOR = 16
-"""Warps of one program each: four for each of a multiprocessor's schedulers, or the program that waits is not hidden."""
+"""One warp each: four for each of a multiprocessor's schedulers, so that one's waiting is hidden by the others."""
 
 
 @dataclass(frozen=True)
