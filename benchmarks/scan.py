@@ -1,5 +1,7 @@
 """CPU time and memory of one causal Mamba block, ours beside transformers and mambapy where they are installed.
 
+(`scan_gpu.py` is the same for the operators on a GPU.)
+
     python -m pip install transformers mambapy      # optional
     python benchmarks/scan.py [--lengths 128,512,2048] [--forms mambapy] [--limit 60] [--json]
 
@@ -14,16 +16,14 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from machine import describe_machine
 from torch import Tensor, nn
 
 from ribonanzamamba.layers import Mamba, Mamba2
@@ -117,7 +117,7 @@ def run(layer: nn.Module, x: Tensor, passes: str) -> None:
 def measure_apart(form: str, length: int, passes: str, repeats: int, limit: float) -> dict:
     """One result line, from a fresh process."""
     package = FORMS[form][0]
-    line = {"form": form, "length": length, "passes": passes, **machine()}
+    line = {"form": form, "length": length, "passes": passes, **describe_machine()}
     if package is not None:
         try:
             line["version"] = f"{package} {importlib.metadata.version(package)}"
@@ -146,18 +146,6 @@ def measure_apart(form: str, length: int, passes: str, repeats: int, limit: floa
         "cpu_ms_range": [round(1e3 * min(seconds), 1), round(1e3 * max(seconds), 1)],
         "peak_growth_mib": round(peak),
         "difference": difference,
-    }
-
-
-def machine() -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip(),
     }
 
 

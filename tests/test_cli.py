@@ -62,7 +62,7 @@ def network(monkeypatch) -> FakeNetwork:
     """The network behind `predict`; nothing is read from disk."""
     network = FakeNetwork()
 
-    def load(weights, device):
+    def load(weights, device, prior):
         if weights == "missing":
             raise FileNotFoundError("no weights at missing")
         return Predictor(network, name="fake", weights_hash="abc", device=device, max_tokens=16, max_length=100)
@@ -311,6 +311,53 @@ def test_score_takes_what_predict_writes(network, fasta, tmp_path, task):
     assert result.exit_code == 0, result.stderr
     assert isinstance(json.loads(result.stdout), dict)
     assert run("score", task, "--truth", source, "--predicted", out).stdout.strip()
+
+
+def test_a_missing_vienna_is_one_warning_and_in_run_json(network, fasta, tmp_path, monkeypatch):
+    class Warning(predict_module.Predictor):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.warnings = ("no ViennaRNA",)
+
+    monkeypatch.setattr(predict_module, "load", lambda weights, device, prior: Warning(network, device="cpu"))
+    result = run("predict", str(fasta), "--out", str(tmp_path / "out"))
+    assert result.stderr.count("no ViennaRNA") == 1
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["warnings"].count("no ViennaRNA") == 1
+
+
+def test_prepare_writes_a_store(tmp_path):
+    (tmp_path / "structure.csv").write_text("id,sequence,dot_bracket\na,GGGAAACCC,(((...)))\n")
+    (tmp_path / "config.toml").write_text('[data]\nstructure = ["structure.csv"]\n')
+    result = run("prepare", str(tmp_path / "config.toml"), "--out", str(tmp_path / "store"))
+    assert result.exit_code == 0 and result.stdout.strip() == str(tmp_path / "store")
+    assert (tmp_path / "store" / "index.json").is_file()
+
+
+@pytest.mark.parametrize("table_format", ["text", "markdown", "json"])
+def test_shapes_prints_the_released_network(table_format):
+    result = run("shapes", "--length", "20", "--format", table_format)
+    assert result.exit_code == 0 and "RibonanzaMamba" in result.stdout
+    if table_format == "json":
+        assert json.loads(result.stdout)["modules"][0]["parameters"] == 15_462_667
+
+
+def test_shapes_explains_parameters_of_the_baseline():
+    result = run("shapes", "--preset", "ribonanzanet", "--params")
+    assert result.exit_code == 0 and "blocks.*.attention.query.weight" in result.stdout
+    assert "11,296,898 parameters" in result.stdout
+
+
+def test_shapes_of_an_unknown_preset_is_one_line():
+    result = run("shapes", "--preset", "missing")
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: no model.json at missing") and result.stderr.count("\n") == 1
+
+
+def test_shapes_shows_the_released_network_by_default():
+    from ribonanzamamba.cli import shapes
+    from ribonanzamamba.model.checkpoint import RELEASED
+
+    assert shapes.__defaults__[0] == RELEASED
 
 
 TINY = """

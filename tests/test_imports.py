@@ -110,7 +110,16 @@ def test_importing_the_package_imports_nothing_heavy(module):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["predict", "--help"], ["train", "--help"], ["plot", "--help"], ["score", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["predict", "--help"],
+        ["train", "--help"],
+        ["plot", "--help"],
+        ["score", "--help"],
+        ["shapes", "--help"],
+        ["doctor", "--help"],
+    ],
     ids=" ".join,
 )
 def test_help_needs_no_torch(arguments):

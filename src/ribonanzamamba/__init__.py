@@ -17,14 +17,19 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(path_or_preset: str | Path | None = None, device: str = "auto") -> Predictor:
+def load(path_or_preset: str | Path | None = None, device: str = "auto", prior: str = "auto") -> Predictor:
     """Predictor from a checkpoint folder or the name of a preset; None: the weights that come with the package.
 
+    `prior`: pair probabilities of ViennaRNA as an input, for weights that take it: "auto" (if it is installed),
+    "vienna" or "none".
+
     Raises:
-        ValueError: weights that do not fit their description, or a device that is not there.
+        ValueError: weights that do not fit their description, a device that is not there, or a prior for weights that
+            take none.
         OSError: no such checkpoint or preset, or it cannot be read.
+        ImportError: `prior` is "vienna", and ViennaRNA is not installed.
     """
     # PyTorch is imported when it is needed: `ribonanzamamba --help` does without
     from ribonanzamamba.prediction import predict
 
-    return predict.load(path_or_preset, device)
+    return predict.load(path_or_preset, device, prior)

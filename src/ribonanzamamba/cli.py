@@ -7,6 +7,7 @@ results, standard error everything else. Exit codes: 0 all well, 1 a record fail
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,9 @@ def predict(
     tasks: Annotated[str, typer.Option(help="What to predict, separated by commas.")] = ",".join(TASKS),
     models: Annotated[int, typer.Option(min=1, help="3D models of each RNA, best first.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    prior: Annotated[
+        str, typer.Option(help="Pair probabilities as an input: auto (ViennaRNA if installed), vienna or none.")
+    ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in DIR.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in DIR.")] = False,
     weights: Annotated[
@@ -98,15 +102,19 @@ def predict(
         from ribonanzamamba.prediction.folder import Existing, FolderError, Origin, PredictionFolder
         from ribonanzamamba.prediction.predict import load
 
-        with _one_line_errors(FolderError):
-            predictor = load(weights, device)
+        with _one_line_errors(FolderError, ImportError):
+            predictor = load(weights, device, prior)
+            for warning in predictor.warnings:
+                run.warn(warning)
             # a number of models the network lacks is refused before a folder is made
             predictor.iterate([], asked, models)
             run.folder = PredictionFolder(
                 out,
                 asked,
                 models,
-                origin=Origin(predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs)),
+                origin=Origin(
+                    predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs), predictor.prior
+                ),
                 existing=Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE,
             )
         try:
@@ -117,6 +125,27 @@ def predict(
             _say(run.progress())
             raise typer.Exit(RECORD_FAILED if run.done else NOTHING_USABLE) from None
     _finish(run)
+
+
+@app.command()
+def prepare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Whose tables.")],
+    out: Annotated[Path, typer.Option(metavar="STORE", help="Folder of the examples; `data.store` of a config.")],
+    priors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Add ViennaRNA's pair probabilities, kept in DIR; those missing are computed."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that compute them; 0: use what DIR has.")] = 1,
+) -> None:
+    """Read a config's tables once and write their examples to a folder that training reads in seconds."""
+    with _interruptible(), _one_line_errors(ImportError):
+        from ribonanzamamba.training.tables import prepare_store
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        prepared = prepare_store(config, out, priors, workers)
+    typer.echo(prepared)
 
 
 @app.command()
@@ -217,6 +246,48 @@ def score(
         }
         result = scorers[task](truth, predicted, split=split)
     typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.to_text())
+
+
+class TableFormat(str, Enum):
+    """How a table is printed."""
+
+    TEXT = "text"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+@app.command()
+def shapes(
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="A released network, ribonanzanet, or a checkpoint folder.")
+    ] = "ribonanzamamba-1",
+    length: Annotated[int, typer.Option(min=1, help="Nucleotides of each RNA.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="RNAs at once.")] = 1,
+    params: Annotated[bool, typer.Option("--params", help="Explain each parameter.")] = False,
+    table_format: Annotated[TableFormat, typer.Option("--format", help="How to print it.")] = TableFormat.TEXT,
+) -> None:
+    """Show every module of a network: what goes in, what comes out, parameters, memory, meaning."""
+    with _interruptible(), _one_line_errors():
+        from ribonanzamamba.model.preset import preset_shapes
+
+        table = preset_shapes(preset, batch=batch, length=length)
+    printers = {
+        TableFormat.TEXT: table.to_text,
+        TableFormat.MARKDOWN: table.to_markdown,
+        TableFormat.JSON: table.to_json,
+    }
+    typer.echo(printers[table_format](parameters=params))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Examine this machine: versions, devices, which scan runs and whether it is right; exit code 1 with problems."""
+    with _interruptible():
+        from ribonanzamamba.layers.doctor import examine
+
+        examination = examine()
+    typer.echo(examination.to_json() if as_json else examination.to_text())
+    raise typer.Exit(0 if examination.healthy else 1)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 
 from ribonanzamamba.data.batch import Batch, batches, collate, prefetch
 from ribonanzamamba.data.example import Example
+from ribonanzamamba.data.prior import Prior
 
 
 def bare(name: str, sequence: str, **arrays) -> Example:
@@ -25,6 +26,7 @@ def full(name: str, sequence: str) -> Example:
         reactivity_weight=np.full((length, 10), 0.5, dtype=np.float32),
         partners=np.full(length, -1, dtype=np.int32),
         coordinates=np.ones((length, 4, 3), dtype=np.float32),
+        prior=Prior(np.uint16([0]), np.uint16([length - 1]), np.uint8([255])),
     )
 
 
@@ -45,6 +47,8 @@ def test_collate_pads_with_what_means_nothing():
         torch.float32,
         torch.int64,
         torch.float32,
+        torch.float32,
+        torch.bool,
     ]
     assert batch.reactivity.shape == (2, 8, 10) and batch.coordinates.shape == (2, 8, 4, 3)
     pads = ~batch.mask
@@ -62,10 +66,29 @@ def test_collate_without_multiple_pads_to_the_longest():
 def test_field_is_none_only_if_no_example_has_it():
     none = collate([bare("a", "AC"), bare("b", "G")])
     assert none.reactivity is none.reactivity_weight is none.partners is none.coordinates is None
+    assert none.prior is none.prior_known is None
     some = collate([bare("a", "AC"), full("b", "G")])
     assert some.reactivity[0].isnan().all() and (some.reactivity_weight[0] == 0).all()
     assert (some.partners[0] == -2).all() and some.coordinates[0].isnan().all()
     assert (some.coordinates[1, 0] == 1).all()
+
+
+def test_prior_is_dense_symmetric_and_says_where_it_is_known():
+    two = Prior(np.uint16([0, 1]), np.uint16([6, 5]), np.uint8([255, 51]))
+    nothing = Prior(np.uint16([]), np.uint16([]), np.uint8([]))
+    batch = collate(
+        [bare("a", "GGAAACC", prior=two), bare("b", "GGAAAACC"), bare("c", "AAA", prior=nothing)], multiple=4
+    )
+    assert batch.prior.shape == (3, 8, 8) and batch.prior_known.tolist() == [True, False, True]
+    expected = torch.zeros(3, 8, 8)
+    expected[0, 0, 6] = expected[0, 6, 0] = 1
+    expected[0, 1, 5] = expected[0, 5, 1] = 0.04
+    torch.testing.assert_close(batch.prior, expected)
+
+
+def test_a_prior_without_pairs_is_known():
+    batch = collate([bare("c", "AAA", prior=Prior(np.uint16([]), np.uint16([]), np.uint8([])))])
+    assert batch.prior_known.tolist() == [True] and not batch.prior.any()
 
 
 def test_collate_copies_read_only_examples():
@@ -89,7 +112,7 @@ def test_collate_refuses_nothing_and_different_probes():
 def test_to_moves_every_tensor_and_keeps_none():
     batch = collate([full("a", "ACGU")])
     moved = batch.to("meta", non_blocking=True)
-    assert moved.ids == batch.ids and len(tensors(moved)) == 6
+    assert moved.ids == batch.ids and len(tensors(moved)) == 8
     assert all(tensor.is_meta for tensor in tensors(moved))
     assert not any(tensor.is_meta for tensor in tensors(batch))
     assert collate([bare("a", "A")]).to("cpu").coordinates is None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ribonanzamamba.data.example import Example, crop
+from ribonanzamamba.data.prior import Prior
 
 
 def make_example() -> Example:
@@ -17,6 +18,7 @@ def make_example() -> Example:
         reactivity_weight=np.ones((8, 2), dtype=np.float32),
         partners=np.array([6, 5, -1, -1, -2, 1, 0, -1], dtype=np.int32),
         coordinates=np.arange(96, dtype=np.float32).reshape(8, 4, 3),
+        prior=Prior(np.uint16([0, 1]), np.uint16([6, 5]), np.uint8([255, 200])),
     )
 
 
@@ -27,6 +29,7 @@ def test_crop_slices_every_array_and_makes_outside_partners_unknown():
     assert part.partners.tolist() == [4, -1, -1, -2, 0]
     np.testing.assert_array_equal(part.reactivity, whole.reactivity[1:6])
     np.testing.assert_array_equal(part.coordinates, whole.coordinates[1:6])
+    assert (part.prior.i.tolist(), part.prior.j.tolist(), part.prior.level.tolist()) == ([0], [4], [200])
     assert (part.id, part.cluster, part.cluster_size, part.dataset) == ("hairpin", 3, 7, "made")
     assert crop(whole, 1, 5).partners.tolist() == [-2, -1, -1, -2]
 
@@ -47,7 +50,7 @@ def test_crop_keeps_missing_arrays_missing():
     bare = Example("bare", "ACGU", 0, 1, "made")
     part = crop(bare, 1, 2)
     assert part.sequence == "C"
-    assert part.reactivity is part.reactivity_weight is part.partners is part.coordinates is None
+    assert part.reactivity is part.reactivity_weight is part.partners is part.coordinates is part.prior is None
 
 
 @pytest.mark.parametrize("start, stop", [(-1, 3), (0, 9), (4, 4), (5, 3)])

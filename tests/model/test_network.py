@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ribonanzamamba.data.batch import Batch
-from ribonanzamamba.model.network import EXACT_OFFSET, LARGEST_OFFSET, OFFSET_BINS, TASKS, offset_bins
+from ribonanzamamba.model.checkpoint import load_checkpoint, save_checkpoint
+from ribonanzamamba.model.network import EXACT_OFFSET, LARGEST_OFFSET, OFFSET_BINS, TASKS, RibonanzaMamba, offset_bins
 from ribonanzamamba.training.config import LossConfig
 from ribonanzamamba.training.loss import losses
 
@@ -120,3 +121,87 @@ def test_offsets_extrapolate():
     assert (bins[0, LARGEST_OFFSET:] == bins.max()).all()
     assert (bins[0, : EXACT_OFFSET + 1].diff() == 1).all()
     assert torch.equal(bins - (EXACT_OFFSET + OFFSET_BINS), -(bins.T - (EXACT_OFFSET + OFFSET_BINS)))
+
+
+@pytest.fixture
+def with_prior(small_network) -> RibonanzaMamba:
+    """The small network with a prior input that has learned something."""
+    network = RibonanzaMamba(dataclasses.replace(small_network.config, pair_prior=True)).eval()
+    network.load_state_dict(small_network.state_dict(), strict=False)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(network.prior.pair.weight)
+    torch.nn.init.normal_(network.prior.nucleotide.weight)
+    return network
+
+
+def random_prior(length: int, seed: int) -> torch.Tensor:
+    prior = torch.rand(length, length, generator=torch.Generator().manual_seed(seed)).triu(1) / length
+    return prior + prior.T
+
+
+@torch.inference_mode()
+def test_an_untrained_prior_changes_nothing(small_network):
+    torch.manual_seed(0)
+    network = RibonanzaMamba(dataclasses.replace(small_network.config, pair_prior=True)).eval()
+    tokens, mask = pad([random_rna(30, 1), random_rna(20, 2)], 32)
+    before = small_network(tokens, mask)
+    for output in (network(tokens, mask), network(tokens, mask, prior=torch.rand(2, 32, 32))):
+        assert all(torch.equal(getattr(before, name), getattr(output, name)) for name in FIELDS)
+
+
+@torch.inference_mode()
+def test_without_prior_a_trained_one_changes_nothing(small_network, with_prior):
+    tokens, mask = pad([random_rna(30, 1), random_rna(20, 2)], 32)
+    before = small_network(tokens, mask)
+    unknown = torch.zeros(2, dtype=torch.bool)
+    for output in (
+        with_prior(tokens, mask),
+        with_prior(tokens, mask, prior=torch.rand(2, 32, 32), prior_known=unknown),
+    ):
+        assert all(torch.equal(getattr(before, name), getattr(output, name)) for name in FIELDS)
+
+
+@torch.inference_mode()
+def test_prior_of_batch_mates_and_pads_changes_nothing(with_prior):
+    rnas = [random_rna(length, seed) for seed, length in enumerate((20, 1, 63, 64))]
+    # pads of the prior hold nonsense on purpose
+    prior = torch.full((4, 80, 80), 7.0)
+    for row, rna in enumerate(rnas):
+        prior[row, : len(rna), : len(rna)] = random_prior(len(rna), row)
+    known = torch.tensor([True, True, False, True])
+    together = with_prior(*pad(rnas, 80), prior=prior, prior_known=known)
+    for row, rna in enumerate(rnas):
+        own = random_prior(len(rna), row)[None] if known[row] else None
+        alone = with_prior(*pad([rna], len(rna)), prior=own)
+        for name, value in crop(alone, 0, len(rna)).items():
+            difference = (crop(together, row, len(rna))[name] - value).abs().max()
+            assert difference < 1e-4, f"{name} of RNA {row}: {difference}"
+
+
+@torch.inference_mode()
+def test_every_task_sees_the_prior(with_prior):
+    tokens, mask = pad([random_rna(30, 1)], 30)
+    prior = random_prior(30, 0)[None]
+    before, after = with_prior(tokens, mask, prior=prior), with_prior(tokens, mask, prior=prior * 2)
+    assert not any(torch.equal(getattr(before, name), getattr(after, name)) for name in FIELDS)
+
+
+def test_a_network_without_pair_prior_refuses_one(small_network):
+    with pytest.raises(ValueError, match="without pair_prior"):
+        small_network(*pad([random_rna(9, 0)], 9), prior=torch.zeros(1, 9, 9))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with", "without"])
+def test_the_prior_input_gets_a_gradient_from_zero(small_network, known):
+    network = RibonanzaMamba(dataclasses.replace(small_network.config, pair_prior=True)).train()
+    prior = random_prior(30, 0)[None] if known else None
+    output = network(*pad([random_rna(30, 1)], 30), ("structure",), prior=prior)
+    output.pair_logit[:, :10, 20:].sum().backward()
+    for weight in network.prior.parameters():
+        assert (weight.grad.abs().sum(0) > 0).all() if known else not weight.grad.any()
+
+
+def test_a_checkpoint_with_prior_comes_back(with_prior, tmp_path):
+    save_checkpoint(with_prior, tmp_path / "net", name="test", dtype=torch.float32)
+    loaded = load_checkpoint(tmp_path / "net").network
+    assert loaded.config.pair_prior and torch.equal(loaded.prior.pair.weight, with_prior.prior.pair.weight)

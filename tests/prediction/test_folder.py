@@ -131,7 +131,7 @@ def test_ranking(written):
 
 def test_run_description(written):
     run = json.loads((written / "run.json").read_text())
-    assert run["model"] == "fake" and run["model_hash"] == "abc" and run["device"] == "cpu"
+    assert run["model"] == "fake" and run["model_hash"] == "abc" and run["device"] == "cpu" and run["prior"] == "none"
     assert run["options"] == {"inputs": ["in.fa"], "tasks": list(TASKS), "models": 2}
     assert run["warnings"] == ["w"] and run["problems"] == ["p"]
     assert run["started"] <= run["finished"]
@@ -291,6 +291,7 @@ def test_overwrite_removes_results_and_nothing_else(written):
     [
         ({"tasks": ("structure",)}, "with tasks reactivity,structure,coordinates, not structure"),
         ({"origin": Origin("fake", "xyz")}, "with weights abc, not xyz"),
+        ({"origin": Origin("fake", "abc", prior="ViennaRNA 2.8.0")}, "with the prior none, not ViennaRNA 2.8.0"),
     ],
 )
 def test_a_run_of_something_else_is_not_resumed(written, change, message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from ribonanzamamba.baselines import folding
+from ribonanzamamba.baselines.folding import ViennaMissing
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.prediction import predict as predict_module
 from ribonanzamamba.prediction.predict import (
@@ -20,6 +22,7 @@ from ribonanzamamba.prediction.predict import (
 from ribonanzamamba.rna.records import ATOMS, PROBES, Prediction, Record
 
 HAIRPIN = "GGGGAAAACCCC"
+needs_vienna = pytest.mark.skipif(not folding.available(), reason="ViennaRNA is not installed")
 
 
 @dataclass(frozen=True)
@@ -237,3 +240,84 @@ def test_a_device_that_is_not_there_is_refused(device):
 
 def test_memory_grows_with_the_square():
     assert estimate_memory(2000) == 4 * estimate_memory(1000) > 0
+
+
+class PriorNetwork(FakeNetwork):
+    """A fake that says of each nucleotide how much it is paired in the prior; -1 where it has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = ModelConfig(pair_prior=True)
+
+    def forward(self, tokens, mask, tasks, prior=None, prior_known=None) -> FakeOutput:
+        output = super().forward(tokens, mask, tasks)
+        paired = -torch.ones_like(tokens, dtype=torch.float32)
+        if prior is not None:
+            paired = torch.where(prior_known[:, None], prior.sum(-1), paired)
+        return replace(output, reactivity=paired[..., None].expand(-1, -1, len(PROBES)))
+
+
+def paired(prediction: Prediction) -> np.ndarray:
+    return prediction.reactivity["2A3"]
+
+
+@needs_vienna
+@pytest.mark.parametrize("prior", ["auto", "vienna"])
+def test_a_prior_reaches_the_network(prior):
+    predictor = Predictor(PriorNetwork(), device="cpu", prior=prior)
+    assert predictor.prior.startswith("ViennaRNA 2.") and predictor.warnings == ()
+    found = paired(predictor.predict("GGGGAAAACCCC"))
+    assert (found[:3] > 0.5).all() and (found[4:8] < 0.05).all()
+
+
+@needs_vienna
+def test_priors_do_not_depend_on_company_or_order(monkeypatch):
+    rnas = ["GGGGAAAACCCC", "GGCGAAAGCC", "AAAA", "GGGGCAAAAGCCCC", "GGGGAAAACCCC"]
+    for records, options in ((rnas, {}), (rnas[::-1], {"max_records": 256}), (rnas[2:] + rnas[:2], {"max_tokens": 24})):
+        predictor = Predictor(PriorNetwork(), device="cpu", **options)
+        together = predictor.predict(records, tasks=("reactivity",))
+        for record, prediction in zip(records, together, strict=True):
+            np.testing.assert_allclose(paired(prediction), paired(predictor.predict(record)), atol=1e-6)
+
+
+@needs_vienna
+def test_a_long_rna_has_no_prior_and_the_others_have(monkeypatch):
+    monkeypatch.setattr(predict_module, "LONGEST_PRIOR", 12)
+    predictor = Predictor(PriorNetwork(), device="cpu", max_records=256)
+    short, long = predictor.predict(["GGGGAAAACCCC", "GGGGCAAAAGCCCC"], tasks=("reactivity",))
+    assert paired(short).max() > 0.5 and (paired(long) == -1).all()
+
+
+def test_no_prior_is_computed_where_none_is_wanted():
+    predictor = Predictor(PriorNetwork(), device="cpu", prior="none")
+    assert predictor.prior == "none" and (paired(predictor.predict("GGGGAAAACCCC")) == -1).all()
+
+
+def test_without_vienna_auto_warns_and_vienna_stops(monkeypatch):
+    monkeypatch.setattr(predict_module, "available", lambda: False)
+    predictor = Predictor(PriorNetwork(), device="cpu")
+    assert predictor.prior == "none" and 'pip install "ribonanzamamba[vienna]"' in predictor.warnings[0]
+    assert (paired(predictor.predict("GGGGAAAACCCC")) == -1).all()
+    with pytest.raises(ViennaMissing, match="pip install"):
+        Predictor(PriorNetwork(), device="cpu", prior="vienna")
+
+
+def test_weights_without_the_input_take_no_prior_silently():
+    assert Predictor(FakeNetwork(), device="cpu").prior == "none"
+    with pytest.raises(ValueError, match="take no prior"):
+        Predictor(FakeNetwork(), device="cpu", prior="vienna")
+    with pytest.raises(ValueError, match="expected a prior of auto, vienna, none"):
+        Predictor(FakeNetwork(), device="cpu", prior="rnafold")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rnas_go_one_by_one_where_coordinates_are_asked_for(device, monkeypatch):
+    network = FakeNetwork()
+    predictor = Predictor(network, device="cpu")
+    # the number of RNAs in a batch follows the kind of device alone; the tensors stay where they are
+    monkeypatch.setattr(predict_module, "MAX_RECORDS", {"cpu": predict_module.MAX_RECORDS[device]})
+    predictor.predict(["ACGU", "ACG", "AC"])
+    assert network.shapes == [(1, 2), (1, 3), (1, 4)]
+    network.shapes.clear()
+    predictor.predict(["ACGU", "ACG", "AC"], tasks=("reactivity", "structure"))
+    assert network.shapes == ([(3, 4)] if device == "cuda" else [(1, 2), (1, 3), (1, 4)])

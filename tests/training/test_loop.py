@@ -11,13 +11,16 @@ import torch
 
 from ribonanzamamba.data.batch import collate
 from ribonanzamamba.data.example import Example
+from ribonanzamamba.data.prior import make_prior
+from ribonanzamamba.data.store import write_store
 from ribonanzamamba.model.checkpoint import load_checkpoint
 from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.rna.structure import Structure
-from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
-from ribonanzamamba.training.loop import LOGGED, read_tables, task_batches, train, train_step
+from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig, read_config
+from ribonanzamamba.training.loop import LOGGED, task_batches, train, train_step
 from ribonanzamamba.training.optimizer import build_optimizers
+from ribonanzamamba.training.tables import read_tables, table_groups
 
 TOML = """
 name = "tiny"
@@ -144,6 +147,59 @@ def test_the_same_seed_trains_the_same_weights(config_path, tmp_path):
         for name, overrides in (("a", []), ("b", []), ("c", ["training.seed=1"]))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.fixture
+def config_with_priors(config_path) -> Path:
+    """The same tables in a store that holds a prior, the stem they all have, of every RNA."""
+    groups = table_groups(read_config(config_path).data)
+    stem = make_prior(np.arange(5), 23 - np.arange(5), np.full(5, 0.9))
+    priors = {example.sequence: stem for group in groups.values() for example in group}
+    write_store(config_path.with_name("store"), groups, priors)
+    path = config_path.with_name("prior.toml")
+    path.write_text(TOML.replace("[model]", "[model]\npair_prior = true").replace("[data]", '[data]\nstore = "store"'))
+    return path
+
+
+def test_a_run_with_priors_learns_to_use_them_and_says_what_it_is_worth_without(config_with_priors, tmp_path):
+    run = train(config_with_priors, tmp_path / "run")
+    assert {"valid/f1", "valid/f1/without_prior"} <= set(metrics(run)[1][0])
+    network = load_checkpoint(run / "checkpoint").network
+    assert network.prior.pair.weight.any() and network.prior.nucleotide.weight.any()
+
+
+def test_a_run_with_a_prior_input_and_no_priors_does_as_well(config_path, tmp_path):
+    run = train(config_path, tmp_path / "run", ["model.pair_prior=true"])
+    assert "valid/f1" in metrics(run)[1][0] and "valid/f1/without_prior" not in metrics(run)[1][0]
+    assert not load_checkpoint(run / "checkpoint").network.prior.pair.weight.any()
+
+
+def test_a_run_with_priors_starts_from_a_checkpoint_without(config_path, config_with_priors, tmp_path):
+    first = train(config_path, tmp_path / "first", ["training.steps=1"])
+    overrides = [f"training.start_from={first / 'checkpoint'}", "training.learning_rate=0.0", "training.steps=1"]
+    second = train(config_with_priors, tmp_path / "second", overrides)
+    got, expected = (load_checkpoint(run / "checkpoint").network.state_dict() for run in (second, first))
+    assert set(got) - set(expected) == {"prior.pair.weight", "prior.nucleotide.weight"}
+    different = {key for key in expected if not torch.equal(got[key], expected[key])}
+    assert all(key.startswith("pair_head.") for key in different)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_so_many_priors_are_dropped_and_the_rnas_stay_the_same(config_with_priors, share):
+    config = read_config(config_with_priors, [f"data.prior_dropout={share}"]).data
+    plain = read_config(config_with_priors, ["data.prior_dropout=0.0"]).data
+    training, _ = read_tables(config)
+    tasks = ("reactivity", "structure")
+    streams = [
+        task_batches(tasks, training, each, np.random.default_rng(0), torch.device("cpu")) for each in (config, plain)
+    ]
+    known = count = 0
+    for shard, same in itertools.islice(zip(*streams, strict=True), 200):
+        assert shard.ids == same.ids and same.batch.prior_known.all()
+        batch = shard.batch
+        known += 0 if batch.prior_known is None else int(batch.prior_known.sum())
+        count += len(batch)
+    assert abs(known / count - (1 - share)) < 0.05
 
 
 def data_config(tables: Path, **values) -> DataConfig:

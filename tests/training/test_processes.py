@@ -21,7 +21,8 @@ torch.set_num_threads(1)
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.config import Config, DataConfig
-from ribonanzamamba.training.loop import PASSES, batches_used, read_tables, task_batches, task_losses, sum_values
+from ribonanzamamba.training.loop import PASSES, batches_used, task_batches, task_losses, sum_values
+from ribonanzamamba.training.tables import read_tables
 from ribonanzamamba.training.processes import joined
 
 folder, out = sys.argv[1:]

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from ribonanzamamba.data.example import UNKNOWN, Example
+from ribonanzamamba.data.prior import Prior
 from ribonanzamamba.data.splits import length_sorted_batches, padded_length
 from ribonanzamamba.rna.alphabet import encode_sequence
 
@@ -41,6 +42,10 @@ class Batch:
     """-1 unpaired, -2 unknown, and at pads."""
     coordinates: Float32[Tensor, "batch length atom 3"] | None = None
     """Angstrom, NaN = missing, and at pads."""
+    prior: Float32[Tensor, "batch length length"] | None = None
+    """Pair probabilities of a thermodynamic model, symmetric; 0 where no RNA of the batch knows better, and at pads."""
+    prior_known: Bool[Tensor, " batch"] | None = None
+    """Which RNAs have a prior: one without pairs is not one that was not computed."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,7 +65,7 @@ class Batch:
 def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
     """A batch from examples, padded to the longest, rounded up to a multiple; the examples' arrays are copied.
 
-    A measurement that only some examples have is NaN (weight 0, partner -2) in the others.
+    A measurement that only some examples have is NaN (weight 0, partner -2, prior 0 and not known) in the others.
 
     Raises:
         ValueError: no examples, or examples with different probes or atoms.
@@ -73,6 +78,7 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
     for row, example in enumerate(examples):
         tokens[row, : example.length] = encode_sequence(example.sequence)
         mask[row, : example.length] = True
+    priors = [example.prior for example in examples]
     return Batch(
         ids=tuple(example.id for example in examples),
         tokens=torch.from_numpy(tokens),
@@ -81,6 +87,8 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
         reactivity_weight=_pad([example.reactivity_weight for example in examples], length, 0.0, np.float32),
         partners=_pad([example.partners for example in examples], length, float(UNKNOWN), np.int64),
         coordinates=_pad([example.coordinates for example in examples], length, np.nan, np.float32),
+        prior=_dense(priors, length),
+        prior_known=_known(priors),
     )
 
 
@@ -134,6 +142,25 @@ def _pad(arrays: list[np.ndarray | None], length: int, fill: float, dtype: type)
         if array is not None:
             padded[row, : len(array)] = array
     return torch.from_numpy(padded)
+
+
+def _known(priors: list[Prior | None]) -> Tensor | None:
+    known = [prior is not None for prior in priors]
+    return torch.tensor(known) if any(known) else None
+
+
+def _dense(priors: list[Prior | None], length: int) -> Tensor | None:
+    known = [(row, prior) for row, prior in enumerate(priors) if prior is not None]
+    if not known:
+        return None
+    first = np.repeat([row * length**2 for row, _ in known], [len(prior.i) for _, prior in known])
+    i = np.concatenate([prior.i for _, prior in known]).astype(np.int64)
+    j = np.concatenate([prior.j for _, prior in known]).astype(np.int64)
+    p = np.concatenate([prior.p for _, prior in known])
+    dense = np.zeros(len(priors) * length**2, dtype=np.float32)
+    dense[first + i * length + j] = p
+    dense[first + j * length + i] = p
+    return torch.from_numpy(dense.reshape(len(priors), length, length))
 
 
 def _to(tensor: Tensor | None, device: torch.device | str, non_blocking: bool) -> Tensor | None:

@@ -3,10 +3,13 @@
 Knows nothing of files, tensors or batches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
+
+from ribonanzamamba.data.prior import Prior
 
 UNPAIRED = -1
 """Entry of `partners` for a nucleotide known to pair with none."""
@@ -16,7 +19,7 @@ UNKNOWN = -2
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One RNA and its measurements; each array is None where the table says nothing of its kind.
+    """One RNA, its measurements and a thermodynamic model's pairs; each is None where nothing is known of its kind.
 
     Arrays that a reader returns are read-only views: copy before changing one.
     """
@@ -37,6 +40,8 @@ class Example:
     """0-based partner of each nucleotide, -1 unpaired, -2 unknown."""
     coordinates: Float32[np.ndarray, "length atom 3"] | None = None
     """Angstrom, atoms in the order of `ATOMS`, NaN = missing."""
+    prior: Prior | None = None
+    """Base pairs a thermodynamic model expects: an input, not a measurement. None = not computed."""
 
     @property
     def length(self) -> int:
@@ -46,7 +51,8 @@ class Example:
 def crop(example: Example, start: int, stop: int) -> Example:
     """The nucleotides start to stop (0-based, stop excluded) of an example.
 
-    A nucleotide whose partner lies outside is neither paired nor unpaired there: its partner becomes -2, unknown.
+    A nucleotide whose partner lies outside is neither paired nor unpaired there: its partner becomes -2, unknown. The
+    prior's pairs inside remain, with their probabilities in the whole RNA.
     Reactivities and coordinates are views of the example's.
 
     Raises:
@@ -68,7 +74,23 @@ def crop(example: Example, start: int, stop: int) -> Example:
         reactivity_weight=None if example.reactivity_weight is None else example.reactivity_weight[start:stop],
         partners=None if example.partners is None else _crop_partners(example.partners, start, stop),
         coordinates=None if example.coordinates is None else example.coordinates[start:stop],
+        prior=None if example.prior is None else example.prior.crop(start, stop),
     )
+
+
+def drop_priors(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
+    """The examples, each without its prior with a probability of `share`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> example = Example("x", "GGAACC", 0, 1, "", prior=Prior(np.uint16([0]), np.uint16([5]), np.uint8([255])))
+    >>> [each.prior is None for each in drop_priors([example] * 4, 0.5, rng)]
+    [False, True, True, True]
+    """
+    dropped = rng.random(len(examples)) < share
+    return [
+        replace(example, prior=None) if drop and example.prior is not None else example
+        for example, drop in zip(examples, dropped.tolist(), strict=True)
+    ]
 
 
 def _crop_partners(partners: Int32[np.ndarray, " length"], start: int, stop: int) -> Int32[np.ndarray, " crop"]:

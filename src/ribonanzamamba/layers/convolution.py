@@ -33,8 +33,6 @@ class SeparableConvolution(nn.Module):
     ) -> Float[Tensor, "batch length width"]:
         x = self.norm(x).masked_fill(~mask[..., None], 0)
         groups = x.chunk(len(self.taps), dim=-1)
-        x = torch.cat(
-            [depthwise_conv1d(group, taps.to(x.dtype)) for group, taps in zip(groups, self.taps, strict=True)], dim=-1
-        )
+        x = torch.cat([depthwise_conv1d(group, taps) for group, taps in zip(groups, self.taps, strict=True)], dim=-1)
         value, gate = self.mix_in(x).chunk(2, dim=-1)
         return self.mix_out(value * F.silu(gate))

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ribonanzamamba.layers.norm import EPS, rms_norm
 from ribonanzamamba.ops import causal_conv1d, selective_scan, selective_state_update, ssd
 
+LARGEST_HEAD = 64
+
 
 @dataclass(frozen=True)
 class MambaState:
@@ -25,8 +27,8 @@ class MambaState:
     """State of the recurrence, at least float32: (batch, d_inner, d_state) or (batch, heads, d_state, width)."""
 
 
-class StateSpaceLayer(nn.Module, ABC):
-    """What both layers share: a causal convolution, and parameters of the recurrence that stay float32.
+class KeepsWide(nn.Module):
+    """A module of which some parameters stay float32.
 
     `.half()`, `.to(torch.bfloat16)` and the like leave `wide_parameters` as they are: exp(-exp(A_log) dt) over
     thousands of positions turns one rounding of A_log or of the step bias into another memory length.
@@ -51,6 +53,10 @@ class StateSpaceLayer(nn.Module, ABC):
             if gradient is not None:
                 parameter.grad = gradient.to(device)
         return self
+
+
+class StateSpaceLayer(KeepsWide, ABC):
+    """What both layers share: a causal convolution, and parameters of the recurrence that stay float32."""
 
     def convolve(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         weight, bias = self.conv1d.weight[:, 0].to(x.dtype), self.conv1d.bias
@@ -255,6 +261,15 @@ class GatedRMSNorm(nn.Module):
     def forward(self, y: Float[Tensor, "*axes width"], z: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         gated = rearrange(y * F.silu(z), "... (g c) -> ... g c", g=self.groups)
         return rms_norm(gated, self.weight.reshape(self.groups, -1), EPS).flatten(-2)
+
+
+def widest_head(d_inner: int) -> int:
+    """Channels of a state-space head: the largest power of two up to 64 that divides the inner width.
+
+    >>> [widest_head(d_inner) for d_inner in (512, 96, 24, 7)]
+    [64, 32, 8, 1]
+    """
+    return math.gcd(d_inner, LARGEST_HEAD)
 
 
 def step_bias(width: int, dt_range: tuple[float, float]) -> Float[Tensor, " width"]:

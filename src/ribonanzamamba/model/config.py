@@ -60,4 +60,6 @@ class ModelConfig(PlainValues):
     coordinate_layers: int = 4
     coordinate_models: int = 5
     """Different 3D models predicted at once."""
+    pair_prior: bool = False
+    """Pair probabilities of a thermodynamic model are an input, which may be missing."""
     probes: tuple[str, ...] = PROBES

@@ -2,8 +2,18 @@
 
 from ribonanzamamba.ops.causal_conv import causal_conv1d
 from ribonanzamamba.ops.depthwise_conv import depthwise_conv1d
-from ribonanzamamba.ops.selective_scan import selective_scan
-from ribonanzamamba.ops.ssd import ssd
+from ribonanzamamba.ops.explain import explain
+from ribonanzamamba.ops.selective_scan import bidirectional_selective_scan, selective_scan
+from ribonanzamamba.ops.ssd import bidirectional_ssd, ssd
 from ribonanzamamba.ops.state_update import selective_state_update
 
-__all__ = ["causal_conv1d", "depthwise_conv1d", "selective_scan", "selective_state_update", "ssd"]
+__all__ = [
+    "bidirectional_selective_scan",
+    "bidirectional_ssd",
+    "causal_conv1d",
+    "depthwise_conv1d",
+    "explain",
+    "selective_scan",
+    "selective_state_update",
+    "ssd",
+]

@@ -1,12 +1,8 @@
 """Causal depthwise convolution along the sequence, in either direction, for rows of different lengths."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ribonanzamamba.ops.depthwise_conv import depthwise_conv1d
-from ribonanzamamba.ops.selective_scan import present_positions
-
-ACTIVATIONS = (None, "silu")
 
 
 def causal_conv1d(
@@ -17,6 +13,7 @@ def causal_conv1d(
     activation: str | None = None,
     reverse: bool = False,
     lengths: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Each channel convolved with its own taps over its past: y[t] = sum_k weight[:, k] x[t + k - (K - 1)] + bias.
 
@@ -25,22 +22,15 @@ def causal_conv1d(
         bias: (d,). activation: None or "silu", taken last.
         reverse: over the future instead, equal to turning x round, convolving and turning back.
         lengths: (b,) integers; positions at or beyond a row's length count as 0 and return exactly 0.
+        backend: as in `depthwise_conv1d`.
 
     Returns:
         (b, l, d).
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown activation.
+        ValueError: shapes that do not fit, an unknown activation or backend, or a backend that cannot run.
     """
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] == 0:
-        raise ValueError(f"expected x (b, l, d) and weight (d, taps), got {tuple(x.shape)} and {tuple(weight.shape)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
-    present = present_positions(x.shape[1], lengths)
-    if present is not None:
-        x = x.masked_fill(~present[..., None], 0)
     # the taps are turned round, not x
-    y = depthwise_conv1d(x, weight.flip(1) if reverse else weight, bias, left=0 if reverse else weight.shape[1] - 1)
-    if activation == "silu":
-        y = F.silu(y)
-    return y if present is None else y.masked_fill(~present[..., None], 0)
+    taps = weight.flip(1) if reverse and weight.dim() == 2 else weight
+    left = 0 if reverse else weight.shape[-1] - 1
+    return depthwise_conv1d(x, taps, bias, left=left, activation=activation, lengths=lengths, backend=backend)

@@ -1,14 +1,16 @@
-"""`selective_scan`: the state-space recurrence with a decay for every channel and state (Mamba-1). The contract, and
-the only place that chooses an implementation."""
+"""`selective_scan`: the state-space recurrence with a decay for every channel and state (Mamba-1), from one end or from
+both. The contract, and the only place that chooses an implementation."""
 
 import torch
 from torch import Tensor
 
+from ribonanzamamba.ops.backend import Explanation, choose
 from ribonanzamamba.ops.recurrence import present_positions, skip_and_gate, step_sizes
 from ribonanzamamba.ops.scan_inplace import selective_scan_inplace
 from ribonanzamamba.ops.scan_reference import selective_scan_reference
 
-BACKENDS = ("auto", "inplace", "reference")
+BACKENDS = ("auto", "triton", "inplace", "reference")
+MERGES = ("mean", "sum", "concat")
 
 
 def selective_scan(
@@ -41,22 +43,22 @@ def selective_scan(
         in both directions, whatever finite numbers stand there.
         initial_state: (b, d, n), the state before the first position (after the last one with `reverse`).
         return_state: also return the state after the last position taken, (b, d, n); differentiable too.
-        backend: "auto", "inplace" (plain PyTorch, linear memory, differentiable once) or "reference" (the definition,
-        a loop, differentiable any number of times, in the dtype of its inputs and without the bound on decays).
+        backend: "auto" (Triton kernels for tensors on a GPU, "inplace" elsewhere; `explain` says why), "triton",
+        "inplace" (plain PyTorch, linear memory) or "reference" (the definition, a loop, in the dtype of its inputs and
+        without the bound on decays; differentiable any number of times, the others once).
 
     Returns:
         (b, l, d) in the dtype of x, and the state in at least float32 if asked for. A step's log decay dt A counts as
         at least -20: exp(-20) = 2e-9 of the state stays.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown backend.
+        ValueError: shapes that do not fit, an unknown backend, or one that cannot run.
 
     Source: Gu and Dao 2023, "Mamba", equation 2 and section 3.
     """
     check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, lengths)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
-    if backend == "reference":
+    chosen = explain_selective_scan(x, backend).backend
+    if chosen == "reference":
         return selective_scan_reference(
             x,
             dt,
@@ -72,6 +74,25 @@ def selective_scan(
             initial_state=initial_state,
             return_state=return_state,
         )
+    if chosen == "triton" and x.numel():
+        from ribonanzamamba.ops.selective_scan_triton import selective_scan_triton
+
+        y, state = selective_scan_triton(
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D,
+            z,
+            dt_bias,
+            lengths=lengths,
+            initial_state=initial_state,
+            dt_softplus=dt_softplus,
+            reverse=reverse,
+            return_state=return_state,
+        )
+        return (y, state) if return_state else y
     wide = torch.promote_types(x.dtype, torch.float32)
     present = present_positions(x.shape[1], lengths)
     y, state = selective_scan_inplace(
@@ -86,6 +107,98 @@ def selective_scan(
     )
     y = skip_and_gate(y, x, D, None if z is None else z.to(wide), present).to(x.dtype)
     return (y, state) if return_state else y
+
+
+def bidirectional_selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    *,
+    dt_softplus: bool = False,
+    lengths: Tensor | None = None,
+    merge: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """`selective_scan` from the left and from the right in one launch, merged, then skipped and gated as there.
+
+    Args:
+        x, z: (b, l, d), shared by the directions. D: (d,).
+        dt: (b, l, 2 d), A: (2 d, n), dt_bias: (2 d,), B and C: (b, l, 2 g, n); the first half of each belongs to the
+        direction from left to right, the second to the other.
+        merge: "mean" (the sum has twice the magnitude, which overflows in half precision), "sum", or "concat":
+        (b, l, 2 d), each half skipped and gated.
+        dt_softplus, lengths, backend: as in `selective_scan`.
+
+    Returns:
+        (b, l, d) in the dtype of x; (b, l, 2 d) for "concat".
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown merge, an unknown backend or one that cannot run.
+    """
+    if merge not in MERGES:
+        raise ValueError(f"merge: expected one of {MERGES}, got {merge!r}")
+    halved = ((dt, 2), (A, 0), (B, 2), (C, 2), *(() if dt_bias is None else ((dt_bias, 0),)))
+    for tensor, axis in halved:
+        if tensor.dim() <= axis or tensor.shape[axis] % 2:
+            raise ValueError(f"expected both directions along axis {axis}, got a tensor of shape {tuple(tensor.shape)}")
+    halves = []
+    for k in range(2):
+        parts = [tensor.chunk(2, dim=axis)[k] for tensor, axis in halved]
+        halves.append((*parts[:4], None if dt_bias is None else parts[4]))
+        check_shapes(x, *parts[:4], D, z, halves[k][4], None, lengths)
+    chosen = explain_selective_scan(x, backend).backend
+    scale = 0.5 if merge == "mean" else 1.0
+    if chosen == "triton" and merge != "concat" and x.numel():
+        from ribonanzamamba.ops.selective_scan_triton import selective_scan_triton
+
+        return selective_scan_triton(
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D,
+            z,
+            dt_bias,
+            lengths=lengths,
+            dt_softplus=dt_softplus,
+            directions=2,
+            scale=scale,
+        )[0]
+    outputs = [
+        selective_scan(
+            x,
+            *(half[:4]),
+            D if merge == "concat" else None,
+            z if merge == "concat" else None,
+            half[4],
+            dt_softplus=dt_softplus,
+            reverse=bool(k),
+            lengths=lengths,
+            backend=chosen,
+        )
+        for k, half in enumerate(halves)
+    ]
+    if merge == "concat":
+        return torch.cat(outputs, dim=2)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = (outputs[0].to(wide) + outputs[1].to(wide)) * scale
+    present = present_positions(x.shape[1], lengths)
+    return skip_and_gate(y, x, D, None if z is None else z.to(wide), present).to(x.dtype)
+
+
+def explain_selective_scan(x: Tensor, backend: str = "auto") -> Explanation:
+    """Which implementation of `selective_scan` runs for these tensors, and why.
+
+    Raises:
+        ValueError: an unknown backend, or one that cannot run.
+    """
+    return choose(backend, "inplace", BACKENDS, x.device, x.dtype, 1)
 
 
 def check_shapes(

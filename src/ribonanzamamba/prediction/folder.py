@@ -64,6 +64,8 @@ class Origin:
     """SHA-256 of the weights."""
     device: str = ""
     inputs: tuple[str, ...] = ()
+    prior: str = "none"
+    """What the network got beside the sequence."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class RunDescription:
     model: str
     model_hash: str
     options: RunOptions
+    prior: str
     device: str
     torch: str
     started: str
@@ -130,6 +133,7 @@ class PredictionFolder:
             model=origin.model,
             model_hash=origin.model_hash,
             options=RunOptions(origin.inputs, self.tasks, models),
+            prior=origin.prior,
             device=origin.device,
             torch=version("torch"),
             started=_now(),
@@ -276,6 +280,8 @@ class PredictionFolder:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             options, model_hash, started = before["options"], before["model_hash"], before["started"]
+            # earlier versions knew none
+            prior = before.get("prior", "none")
             tasks, models = tuple(options["tasks"]), options["models"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FolderError(f"{path}: missing or damaged, so the run cannot be resumed; use --overwrite") from error
@@ -283,6 +289,7 @@ class PredictionFolder:
             ("tasks", ",".join(tasks), ",".join(self.tasks)),
             ("models", models, self.models),
             ("weights", model_hash, self._run.model_hash),
+            ("the prior", prior, self._run.prior),
         ):
             if old != new:
                 message = f"was made with {what} {old}, not {new}; use another folder or --overwrite"

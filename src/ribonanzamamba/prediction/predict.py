@@ -10,14 +10,17 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 
+from ribonanzamamba.baselines.folding import INSTALL, ViennaMissing, available, vienna_version
 from ribonanzamamba.data.batch import Batch, collate
 from ribonanzamamba.data.example import Example
+from ribonanzamamba.data.prior import Prior, fold_priors
 from ribonanzamamba.data.splits import length_sorted_batches
 from ribonanzamamba.prediction import TASKS, check_tasks
 from ribonanzamamba.prediction.decode import decode_structure
@@ -35,7 +38,14 @@ MAX_TOKENS = 16_384
 """Nucleotides of a batch, padding counted."""
 MAX_RECORDS = {"cpu": 1, "cuda": 256}
 """RNAs of a batch by device. On a CPU batches gain nothing, and an RNA alone has the same answer, bit by bit,
-whatever else is asked for."""
+whatever else is asked for. So has one alone on a GPU, which matters for coordinates: these amplify the rounding of a
+padded batch to 5e-4 angstrom, so RNAs go one by one wherever coordinates are asked for."""
+PRIORS = ("auto", "vienna", "none")
+"""Where the pair probabilities come from that a network may take as an input: from ViennaRNA if it is installed, from
+ViennaRNA or not at all, or nowhere."""
+LONGEST_PRIOR = 2_000
+"""Nucleotides of the longest RNA whose prior is computed: 19 s of a core beside the network's 51 s; it grows with the
+cube of the length."""
 MAX_CELLS = 2**22
 """Cells (batch x length^2, padding counted) of a batch: 256 RNAs of 128 nt."""
 BYTES_PER_CELL = 1_800
@@ -67,11 +77,13 @@ class Predictor:
         device: "cpu", "cuda", "cuda:1", ... or "auto": the GPU where PyTorch sees one.
         max_tokens: nucleotides of a batch, padding counted; an RNA of more goes alone.
         max_cells: batch x length^2 of a batch, padding counted; an RNA of more goes alone.
-        max_records: RNAs of a batch. None: by device.
+        max_records: RNAs of a batch. None: by device, and one where coordinates are asked for.
         max_length: nucleotides; a longer RNA is a problem, not an attempt.
+        prior: one of PRIORS. A network without `pair_prior` has none, whatever is said here but "vienna".
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: a device that is not there, or a prior for a network that takes none.
+        ViennaMissing: `prior` is "vienna", and ViennaRNA is not installed.
     """
 
     def __init__(
@@ -85,15 +97,22 @@ class Predictor:
         max_cells: int = MAX_CELLS,
         max_records: int | None = None,
         max_length: int = MAX_LENGTH,
+        prior: str = "auto",
     ) -> None:
+        self.uses_prior, self.warnings = choose_prior(prior, network.config.pair_prior)
         self.device = choose_device(device)
         self.name = name
         self.weights_hash = weights_hash
         self.network = network.to(self.device).eval()
         self.max_tokens = max_tokens
         self.max_cells = max_cells
-        self.max_records = MAX_RECORDS.get(self.device.type, 1) if max_records is None else max_records
+        self.max_records = max_records
         self.max_length = max_length
+
+    @property
+    def prior(self) -> str:
+        """What the network gets beside the sequence, in words."""
+        return f"ViennaRNA {vienna_version()} up to {LONGEST_PRIOR} nt" if self.uses_prior else "none"
 
     @overload
     def predict(self, records: str | Record, tasks: Sequence[str] = TASKS, models: int = 5) -> Prediction: ...
@@ -163,10 +182,23 @@ class Predictor:
             else:
                 possible.append(index)
         lengths = [records[index].length for index in possible]
-        for batch in length_sorted_batches(lengths, self.max_tokens, self.max_cells, self.max_records):
+        most = self.max_records
+        if most is None:
+            most = 1 if "coordinates" in tasks else MAX_RECORDS.get(self.device.type, 1)
+        batches = length_sorted_batches(lengths, self.max_tokens, self.max_cells, most)
+        priors = self._priors([records[possible[place]].sequence for batch in batches for place in batch])
+        for batch in batches:
             places = [possible[place] for place in batch]
-            results = self._predict_batch([records[place] for place in places], tasks, models)
+            results = self._predict_batch(
+                [records[place] for place in places], list(islice(priors, len(places))), tasks, models
+            )
             yield from zip(places, results, strict=True)
+
+    def _priors(self, sequences: Sequence[str]) -> Iterator[Prior | None]:
+        """The prior of each sequence in turn, made as it is taken or ahead of it."""
+        wanted = [self.uses_prior and len(sequence) <= LONGEST_PRIOR for sequence in sequences]
+        folded = iter(fold_priors([sequence for sequence, it in zip(sequences, wanted, strict=True) if it]))
+        return (next(folded) if it else None for it in wanted)
 
     def _too_long(self, length: int) -> str:
         """Why an RNA of this length is not tried; empty where it is."""
@@ -180,11 +212,11 @@ class Predictor:
         return ""
 
     def _predict_batch(
-        self, records: Sequence[Record], tasks: frozenset[str], models: int
+        self, records: Sequence[Record], priors: Sequence[Prior | None], tasks: frozenset[str], models: int
     ) -> list[Prediction | PredictionProblem]:
         """One result a record; where memory is short the batch is halved until single records are left."""
         try:
-            return self._run_network(records, tasks, models)
+            return self._run_network(records, priors, tasks, models)
         except (MemoryError, RuntimeError) as error:
             # torch.cuda.OutOfMemoryError and the CPU allocator's complaint are both RuntimeErrors
             if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()):
@@ -197,15 +229,19 @@ class Predictor:
             message = f"out of memory: {records[0].length:,} nt need about {gibibytes:,.1f} GiB on {self.device}"
             return [PredictionProblem(records[0], message)]
         half = len(records) // 2
-        return self._predict_batch(records[:half], tasks, models) + self._predict_batch(records[half:], tasks, models)
+        return [
+            *self._predict_batch(records[:half], priors[:half], tasks, models),
+            *self._predict_batch(records[half:], priors[half:], tasks, models),
+        ]
 
     def _run_network(
-        self, records: Sequence[Record], tasks: frozenset[str], models: int
+        self, records: Sequence[Record], priors: Sequence[Prior | None], tasks: frozenset[str], models: int
     ) -> list[Prediction | PredictionProblem]:
         start = time.perf_counter()
-        batch = to_batch(records).to(self.device)
+        batch = to_batch(records, priors).to(self.device)
+        known = {} if batch.prior is None else {"prior": batch.prior, "prior_known": batch.prior_known}
         with torch.inference_mode():
-            output = self.network(batch.tokens, batch.mask, tasks=tasks)
+            output = self.network(batch.tokens, batch.mask, tasks=tasks, **known)
             answer = _Answer(
                 _to_numpy(output.reactivity),
                 _to_numpy(output.reactivity_error),
@@ -276,17 +312,46 @@ def _by_probe(values: np.ndarray | None, probes: tuple[str, ...]) -> dict[str, n
     return {} if values is None else {probe: values[:, column] for column, probe in enumerate(probes)}
 
 
-def load(path_or_preset: str | Path | None = None, device: str = "auto") -> Predictor:
+def load(path_or_preset: str | Path | None = None, device: str = "auto", prior: str = "auto") -> Predictor:
     """Predictor from a checkpoint folder or the name of a preset; None: the weights that come with the package.
 
+    `prior`: one of PRIORS.
+
     Raises:
-        ValueError: weights that do not fit their description, or a device that is not there.
+        ValueError: weights that do not fit their description, a device that is not there, or a prior for a network that
+            takes none.
         OSError: no such checkpoint or preset, or it cannot be read.
+        ViennaMissing: `prior` is "vienna", and ViennaRNA is not installed.
     """
     from ribonanzamamba.model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path_or_preset)
-    return Predictor(checkpoint.network, name=checkpoint.name, weights_hash=checkpoint.weights_hash, device=device)
+    return Predictor(
+        checkpoint.network, name=checkpoint.name, weights_hash=checkpoint.weights_hash, device=device, prior=prior
+    )
+
+
+def choose_prior(prior: str, possible: bool) -> tuple[bool, tuple[str, ...]]:
+    """Whether priors are computed, with the warnings for the user; `possible` says whether the network takes them.
+
+    Raises:
+        ValueError: not one of PRIORS, or "vienna" where it is not possible.
+        ViennaMissing: "vienna", and ViennaRNA is not installed.
+
+    >>> choose_prior("none", True), choose_prior("auto", False)
+    ((False, ()), (False, ()))
+    """
+    if prior not in PRIORS:
+        raise ValueError(f"expected a prior of {', '.join(PRIORS)}, got {prior!r}")
+    if prior == "vienna" and not possible:
+        raise ValueError("prior vienna was asked for, but these weights take no prior")
+    if prior == "none" or not possible:
+        return False, ()
+    if available():
+        return True, ()
+    if prior == "vienna":
+        raise ViennaMissing
+    return False, (f"base pairs are less accurate without ViennaRNA, which is not installed: {INSTALL}",)
 
 
 def choose_device(device: str) -> torch.device:
@@ -326,13 +391,18 @@ def physical_memory() -> int | None:
         return None
 
 
-def to_batch(records: Sequence[Record]) -> Batch:
-    """Batch of records as the network reads them.
+def to_batch(records: Sequence[Record], priors: Sequence[Prior | None] | None = None) -> Batch:
+    """Batch of records, and of their priors, as the network reads them.
 
     >>> to_batch([Record("a", "ACG"), Record("b", "NU")]).mask.tolist()
     [[True, True, True], [True, True, False]]
     """
-    return collate([Example(record.id, record.sequence, cluster=-1, cluster_size=1, dataset="") for record in records])
+    return collate(
+        [
+            Example(record.id, record.sequence, cluster=-1, cluster_size=1, dataset="", prior=prior)
+            for record, prior in zip(records, priors or [None] * len(records), strict=True)
+        ]
+    )
 
 
 def _record_of(text: str, id: str) -> Record:

@@ -6,6 +6,7 @@ from scipy.optimize import minimize_scalar
 from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.loss import structure_loss
+from ribonanzamamba.training.validation import prior_of
 
 LARGEST_TEMPERATURE = 5.0
 
@@ -23,7 +24,7 @@ def fit_pair_temperature(network: RibonanzaMamba, held_out: list[Batch]) -> floa
     logits = []
     for batch in held_out:
         if batch.partners is not None:
-            output = network(batch.tokens, batch.mask, ("structure",))
+            output = network(batch.tokens, batch.mask, ("structure",), *prior_of(network, batch))
             logits.append((output.pair_logit, output.no_partner_logit, batch.partners))
     if not logits:
         return 1.0

@@ -24,6 +24,8 @@ class DataConfig:
     """Tables of base pairs; likewise."""
     coordinates: tuple[str, ...] = ()
     """Tables of 3D coordinates; likewise."""
+    store: str = ""
+    """Folder that `prepare` made of these tables, relative to the TOML file, read in their place; empty: none."""
     reactivity_shares: tuple[float, ...] = ()
     """Share of the batches' examples drawn from each reactivity table; empty: in proportion to their clusters."""
     structure_shares: tuple[float, ...] = ()
@@ -51,6 +53,8 @@ class DataConfig:
     """Shorter chains are left out: most are one strand of something, nucleotides."""
     coordinate_steps: int = 4
     """A batch of coordinates in every so many steps."""
+    prior_dropout: float = 0.3
+    """Share of the examples drawn whose prior is left out, so that the network does without as well."""
     pad_multiple: int = 16
     """Batches are padded to a multiple of this length, nucleotides."""
 
@@ -168,6 +172,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         # anything but a list is refused below, by its type
         if isinstance(values.get("data", {}).get(key), list):
             values["data"][key] = [str(folder / table) for table in values["data"][key]]
+    if isinstance(store := values.get("data", {}).get("store"), str) and store:
+        values["data"]["store"] = str(folder / store)
     return config_from_dict(values)
 
 

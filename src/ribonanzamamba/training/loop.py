@@ -16,13 +16,9 @@ from torch import Tensor, nn
 
 from ribonanzamamba.data.batch import Batch, collate, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
-from ribonanzamamba.data.coordinate_table import read_coordinate_table
-from ribonanzamamba.data.example import Example
-from ribonanzamamba.data.reactivity_table import read_reactivity_table
+from ribonanzamamba.data.example import Example, drop_priors
 from ribonanzamamba.data.splits import cluster_weights, sample_batches
-from ribonanzamamba.data.structure_table import read_structure_table
 from ribonanzamamba.model.network import RibonanzaMamba
-from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
 from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.display import Display
@@ -34,14 +30,13 @@ from ribonanzamamba.training.run_folder import RunFolder
 from ribonanzamamba.training.signals import Signals, noted_signals
 from ribonanzamamba.training.start import build_network, starting_network
 from ribonanzamamba.training.stream import Waiting, in_threads
-from ribonanzamamba.training.validation import HeldOut, overall, validate
+from ribonanzamamba.training.tables import read_tables
+from ribonanzamamba.training.validation import HeldOut, overall, prior_of, validate
 
 logger = logging.getLogger(__name__)
 
 PASSES = (("reactivity", "structure"), ("coordinates",))
 """Tasks that share a batch, and so a pass through the trunk: short chains with coordinates need a pass of their own."""
-VALID_CLUSTERS = 20
-"""Every 20th cluster of the coordinate tables, which have no split column, is held out."""
 LOGGED = ("reactivity", "reactivity_error", "structure", "coordinates", "gradient_norm", "skipped")
 """What `train_step` returns; "skipped" is 1 where a loss or gradient was not finite and no weight was changed."""
 STOP_FOR_BAD_BATCHES = 1000.0
@@ -364,7 +359,7 @@ def task_losses(
     if batch is None:
         return Losses()
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
-        output = network(batch.tokens, batch.mask, tasks)
+        output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
     return losses(output, batch, counts)
 
 
@@ -390,34 +385,6 @@ def calibrated(network: RibonanzaMamba, held_out: HeldOut, device: torch.device)
     divide_pair_logits(network, temperature)
     logger.info("pair logits divided by %.3f", temperature)
     return network
-
-
-def read_tables(config: DataConfig, probes: Sequence[str] = PROBES) -> tuple[dict[str, list[list[Example]]], HeldOut]:
-    """Training examples of each task, a list a table, and what is held out for validation."""
-    reactivity = [read_reactivity_table(path, "train", probes=probes) for path in config.reactivity]
-    structure = [read_structure_table(path, "train") for path in config.structure]
-    # a chain without any position teaches nothing, and a batch of such chains has no loss
-    coordinates = [
-        [example for example in read_coordinate_table(path) if example.coordinates is not None]
-        for path in config.coordinates
-    ]
-    held_out = HeldOut(
-        reactivity=[
-            example for path in config.reactivity for example in read_reactivity_table(path, "valid", probes=probes)
-        ],
-        structure=[example for path in config.structure for example in read_structure_table(path, "valid")],
-        coordinates=[example for table in coordinates for example in table if example.cluster % VALID_CLUSTERS == 0],
-    )
-    coordinates = [
-        [
-            example
-            for example in table
-            if example.cluster % VALID_CLUSTERS and example.length >= config.coordinate_min_length
-        ]
-        for table in coordinates
-    ]
-    tables = {"reactivity": reactivity, "structure": structure, "coordinates": coordinates}
-    return tables, held_out
 
 
 def task_batches(
@@ -469,6 +436,12 @@ def task_batches(
         rng=rng,
         multiple=config.pad_multiple,
         skip=skip,
+    )
+    # a generator for each batch, of its number: nothing in what is drawn changes, and a continued run drops the same
+    root = int(rng.spawn(1)[0].integers(2**63))
+    drawn = (
+        drop_priors(batch, config.prior_dropout, np.random.default_rng([root, number]))
+        for number, batch in enumerate(drawn, start=skip)
     )
 
     def make(batch: list[Example]) -> Shard:

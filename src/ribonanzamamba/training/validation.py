@@ -2,17 +2,17 @@
 the `score` command instead."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ribonanzamamba.data.batch import Batch, batches
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.evaluation.metrics import compare_structures, lddt
 from ribonanzamamba.evaluation.tm_score import tm_score
-from ribonanzamamba.model.network import ModelOutput
+from ribonanzamamba.model.network import ModelOutput, RibonanzaMamba
 from ribonanzamamba.prediction.decode import decode_structure
 from ribonanzamamba.rna.records import ATOMS
 from ribonanzamamba.rna.structure import Structure
@@ -40,6 +40,17 @@ class HeldOut:
         return HeldOut(*parts)
 
 
+def prior_of(network: nn.Module, batch: Batch) -> tuple[Tensor | None, ...]:
+    """What the network is called with beside the tokens: the batch's prior and where it is known, or nothing for a
+    network that has no such input."""
+    return (batch.prior, batch.prior_known) if takes_prior(network) else ()
+
+
+def takes_prior(network: nn.Module) -> bool:
+    """Whether a network takes priors: a RibonanzaMamba that was built for them, and no other."""
+    return isinstance(network, RibonanzaMamba) and network.config.pair_prior
+
+
 def overall(scores: dict[str, float]) -> float:
     """One number to choose the best weights of a run by, higher is better: the mean over the tasks of 1 - MAE (mean
     over probes), F1, and the TM-score of the first model.
@@ -58,7 +69,8 @@ def validate(
     network: nn.Module, held_out: HeldOut, device: torch.device, bfloat16: bool, tokens: int = 16384
 ) -> dict[str, float]:
     """MAE of each probe (merged replicates, clipped to [0, 1]), mean F1, best and first TM-score and lDDT, and how
-    they correlate with pLDDT."""
+    they correlate with pLDDT. A network with `pair_prior` gets the priors of the examples; "f1/without_prior" is the
+    mean F1 of the same RNAs without them."""
     was_training = network.training
     network.eval()
     scores: dict[str, float] = {}
@@ -67,7 +79,7 @@ def validate(
         for batch in batches(examples, max_tokens=tokens, max_cells=tokens * 160, max_examples=256):
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and device.type == "cuda"):
-                yield batch, network(batch.tokens, batch.mask, (task,))
+                yield batch, network(batch.tokens, batch.mask, (task,), *prior_of(network, batch))
 
     if held_out.reactivity:
         error = count = 0.0
@@ -79,14 +91,18 @@ def validate(
         for probe, value, number in zip(network.config.probes, error.tolist(), count.tolist(), strict=True):
             if number:
                 scores[f"mae/{probe}"] = value / number
-    if held_out.structure:
+    examples = {"f1": held_out.structure}
+    if takes_prior(network) and any(example.prior is not None for example in held_out.structure):
+        examples["f1/without_prior"] = [replace(example, prior=None) for example in held_out.structure]
+    for name, structures in examples.items():
         f1 = []
-        for batch, output in run(held_out.structure, "structure"):
+        for batch, output in run(structures, "structure"):
             probability = output.pair_probability.float().cpu().numpy()
             for row, length in enumerate(batch.mask.sum(1).tolist()):
                 truth = Structure.from_partners(batch.partners[row, :length].cpu().numpy())
                 f1.append(compare_structures(decode_structure(probability[row, :length, :length]), truth).f1)
-        scores["f1"] = float(np.mean(f1))
+        if f1:
+            scores[name] = float(np.mean(f1))
     if held_out.coordinates:
         best, first, local, confidence = [], [], [], []
         for batch, output in run(held_out.coordinates, "coordinates"):

@@ -1,0 +1,133 @@
+"""Which implementation runs, and why: the one place that knows what a machine can do.
+
+Knows nothing of shapes and recurrences.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_CAPABILITY = (8, 0)
+"""Compute capability of the first GPU whose matrix units take bfloat16."""
+LARGEST_STATE = 256
+"""Of `ssd`: a program holds the state of a head in registers."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs for some tensors: `print(explain(x))`."""
+
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.reason}"
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU tensors: TRITON_INTERPRET=1 before the first import."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def triton_import_problem() -> str | None:
+    """Why Triton cannot be imported, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it comes with PyTorch's CUDA builds)"
+    try:
+        import triton  # noqa: F401
+        import triton.language  # noqa: F401
+    except Exception as error:  # a broken installation fails in any way at all; the reason is reported
+        return f"Triton is installed but does not import: {error!r}"
+    return None
+
+
+def triton_problem(device: torch.device, dtype: torch.dtype, state: int = 1) -> str | None:
+    """Why the Triton kernels cannot run for tensors on a device, or None.
+
+    >>> print(triton_problem(torch.device("cpu"), torch.float64))
+    the kernels take float32, bfloat16 and float16, not torch.float64
+    """
+    if dtype not in TRITON_DTYPES:
+        return f"the kernels take float32, bfloat16 and float16, not {dtype}"
+    if state > LARGEST_STATE:
+        return f"the kernels take states of at most {LARGEST_STATE}, not {state}"
+    if device.type == "cpu" and not interpreted():
+        return "the tensors are on the CPU (TRITON_INTERPRET=1 runs the kernels there, for tests)"
+    if device.type not in ("cpu", "cuda"):
+        return f"the kernels are not tested on {device.type}"
+    if (problem := triton_import_problem()) is not None:
+        return problem
+    if (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY
+    ):
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    return None
+
+
+def choose(
+    name: str, plain: str, backends: tuple[str, ...], device: torch.device, dtype: torch.dtype, state: int
+) -> Explanation:
+    """The implementation for a wish, "auto" included.
+
+    Raises:
+        ValueError: an unknown wish, or "triton" where it cannot run, with the reason.
+    """
+    if name not in backends:
+        raise ValueError(f"backend: expected one of {backends}, got {name!r}")
+    if name not in ("auto", "triton"):
+        return Explanation(name, "asked for")
+    problem = triton_problem(device, dtype, state)
+    if name == "triton":
+        if problem is not None:
+            raise ValueError(f"backend 'triton' cannot run: {problem}")
+        return Explanation("triton", "asked for")
+    if device.type == "cpu":
+        # the interpreter is for tests that ask for it
+        return Explanation(plain, "the tensors are on the CPU")
+    if problem is not None:
+        say_once(f"{plain} PyTorch instead of Triton kernels: {problem}", logging.WARNING)
+        return Explanation(plain, problem)
+    say_once(f"Triton kernels on {device.type}", logging.INFO)
+    return Explanation("triton", f"{str(dtype).removeprefix('torch.')} on {torch.cuda.get_device_name(device)}")
+
+
+@functools.cache
+def say_once(message: str, level: int) -> None:
+    logger.log(level, message)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 for a CPU, where the interpreter runs programs one by one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device: make it the tensor's."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
+def dot_type(dtype: torch.dtype):
+    """Operand type of a kernel's products, and how float32 ones are computed on matrix units.
+
+    The interpreter multiplies bfloat16 as bit patterns (Triton issue 11584): float32 there.
+    """
+    import triton.language as tl
+
+    if interpreted() or dtype == torch.float32:
+        return tl.float32, "ieee" if interpreted() else "tf32x3"
+    return (tl.bfloat16 if dtype == torch.bfloat16 else tl.float16), "tf32"

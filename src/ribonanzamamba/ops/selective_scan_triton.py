@@ -1,0 +1,283 @@
+"""Launches the kernels of `selective_scan_kernels.py`: shapes, buffers, launch tables, the gradient, and operators that
+torch.compile sees as one node. Needs Triton; `backend.py` says when it can run."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ribonanzamamba.ops import selective_scan_kernels as kernels
+from ribonanzamamba.ops.backend import device_of, processors
+from ribonanzamamba.ops.ssd_triton import dense_rows, merge
+
+STEPS = 2
+"""Positions a block: its states fit the registers in the backward pass."""
+TILE = 32
+"""Channels a program: one warp."""
+FEWEST_BLOCKS = 32
+"""Blocks a segment: shorter ones spend more on finding the state that enters them than they gain."""
+PROGRAMS_A_PROCESSOR = 16
+"""One warp each: four for each of a multiprocessor's schedulers, so that one's waiting is hidden by the others."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is cut into programs."""
+
+    batch: int
+    length: int
+    width: int
+    state: int
+    groups: int
+    """Of one direction."""
+    directions: int
+    BN: int
+    BD: int
+    tiles_a_group: int
+    blocks: int
+    segments: int
+    blocks_a_segment: int
+
+    @property
+    def rows(self) -> int:
+        return self.directions * self.batch
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.rows * self.groups * self.tiles_a_group, self.segments
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What every kernel is told, in their order."""
+        return (
+            self.batch, self.length, self.width, self.state, self.tiles_a_group, self.width // self.groups,
+            self.blocks_a_segment, self.segments, self.blocks,
+        )  # fmt: skip
+
+
+def plan(x: Tensor, B: Tensor, directions: int) -> Plan:
+    """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
+    batch, length, width = x.shape
+    groups, state = B.shape[2] // directions, B.shape[3]
+    tiles_a_group = triton.cdiv(width // groups, TILE)
+    blocks = triton.cdiv(length, STEPS)
+    programs = directions * batch * groups * tiles_a_group
+    wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // programs)
+    segments = max(1, min(wanted, blocks // FEWEST_BLOCKS))
+    blocks_a_segment = triton.cdiv(blocks, segments)
+    segments = triton.cdiv(blocks, blocks_a_segment)
+    return Plan(
+        batch, length, width, state, groups, directions, triton.next_power_of_2(state), TILE, tiles_a_group, blocks,
+        segments, blocks_a_segment,
+    )  # fmt: skip
+
+
+def strides(tensor: Tensor | None) -> tuple[int, ...]:
+    return (0, 0) if tensor is None else tensor.stride()[:2]
+
+
+def offset_type(*tensors: Tensor | None):
+    """Integers that hold every offset inside a batch row: 64 bits only where they are needed."""
+    largest = max(tensor.shape[1] * max(tensor.stride(1), tensor.shape[2]) for tensor in tensors if tensor is not None)
+    return tl.int64 if largest >= 2**31 else tl.int32
+
+
+def forward(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    lengths: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, directions: int, scale: float,
+    keep: bool, return_last: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, last state, and for the gradient the states that enter the blocks and the output before the gate.
+
+    What is not asked for is an empty tensor. x (b, l, d), dt (b, l, directions d), A (directions d, n),
+    B, C (b, l, directions g, n); start and last (b, n, d) float32, of one direction.
+    """
+    cut = plan(x, B, directions)
+    both = directions == 2
+    y = x.new_empty((directions, *x.shape) if both else x.shape)
+    state = (cut.state, cut.width)
+    last = x.new_empty((cut.batch, *state) if return_last else 0, dtype=torch.float32)
+    # rounded copies: the recurrence itself goes on from the registers
+    states = x.new_empty((cut.rows, cut.blocks, *state) if keep else 0)
+    ungated = x.new_empty(x.shape if keep and z is not None else 0)
+    entering = start
+    with device_of(x):
+        if cut.segments > 1:
+            entering = segment_states(x, dt, A, B, None, bias, lengths, start, softplus, reverse, 1.0, cut, False)
+        kernels.forward_kernel[cut.grid](
+            x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, entering, y, ungated, last, states,
+            *cut.sizes, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z),
+            REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
+            HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None, KEEP=keep,
+            RETURN_LAST=return_last, STEPS=STEPS, OFFSET=offset_type(x, dt, B, C, z), BN=cut.BN, BD=cut.BD,
+            num_warps=1, num_stages=1,
+        )  # fmt: skip
+        if both:
+            # a channel is a head of width 1
+            y, x, z = (None if tensor is None else tensor[..., None] for tensor in (y, x, z))
+            y = merge(y, x, D, z, lengths, ungated, scale, keep)[..., 0]
+    return y, last, states, ungated
+
+
+def segment_states(
+    v: Tensor, dt: Tensor, A: Tensor, K: Tensor, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None,
+    start: Tensor | None, softplus: bool, reverse: bool, scale: float, cut: Plan, backward: bool,
+) -> Tensor:  # fmt: skip
+    """The state that enters each segment (rows, segments, n, d); `backward`: its gradient, from the other end."""
+    local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
+    whole = v.new_empty((cut.rows, cut.segments, cut.width), dtype=torch.float32)
+    kernels.segment_kernel[cut.grid](
+        v, dt, A, K, z, bias, lengths, local, whole, *cut.sizes, scale,
+        *strides(v), *strides(dt), *K.stride()[:3], *strides(z),
+        REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
+        HAS_LENGTHS=lengths is not None, BACKWARD=backward, STEPS=STEPS, OFFSET=offset_type(v, dt, K, z),
+        BN=cut.BN, BD=cut.BD, num_warps=1, num_stages=1,
+    )  # fmt: skip
+    kernels.pass_kernel[(cut.rows, triton.cdiv(cut.width, cut.BD))](
+        local, whole, A, start, None, cut.batch, cut.width, cut.state, cut.segments,
+        HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=False, BN=cut.BN, BD=cut.BD, num_warps=1,
+    )  # fmt: skip
+    return local
+
+
+def backward(
+    dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, states: Tensor, ungated: Tensor, softplus: bool,
+    reverse: bool, directions: int, scale: float, return_dstart: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty where there is no such input."""
+    cut = plan(x, B, directions)
+    (dy,) = dense_rows(dy)
+    wide = torch.float32
+    dx = x.new_empty((directions, *x.shape))
+    ddt = x.new_empty(dt.shape, dtype=wide)
+    shape = (cut.batch, cut.length, directions * cut.groups, cut.tiles_a_group, cut.state)
+    dB, dC = x.new_empty(shape, dtype=wide), x.new_empty(shape, dtype=wide)
+    dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
+    dstart = x.new_empty((cut.batch, cut.state, cut.width) if return_dstart else 0, dtype=wide)
+    dA = x.new_empty((directions, cut.batch * cut.segments, cut.state, cut.width), dtype=wide)
+    sums = x.new_empty((directions, cut.batch * cut.segments, 2, cut.width), dtype=wide)
+    with device_of(x):
+        entering = dlast
+        if cut.segments > 1:
+            entering = segment_states(dy, dt, A, C, z, bias, lengths, dlast, softplus, reverse, scale, cut, True)
+        kernels.backward_kernel[cut.grid](
+            x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, entering, dx, ddt, dB, dC, dz, dstart, dA, sums,
+            *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
+            REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
+            HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
+            STEPS=STEPS, OFFSET=offset_type(x, dt, B, C, z, dy), BN=cut.BN, BD=cut.BD, num_warps=1, num_stages=1,
+        )  # fmt: skip
+    sums = sums.sum(1)
+    return (
+        dx[0] if directions == 1 else dx.sum(0),
+        ddt,
+        dA.sum(1).transpose(1, 2).contiguous().view(A.shape),
+        dB.sum(3),
+        dC.sum(3),
+        sums[0, 1].clone() if D is not None else x.new_empty(0),
+        dz,
+        sums[:, 0].clone().flatten() if bias is not None else x.new_empty(0),
+        dstart,
+    )
+
+
+forward_operator = torch.library.custom_op("ribonanzamamba::selective_scan_forward", forward, mutates_args=())
+backward_operator = torch.library.custom_op("ribonanzamamba::selective_scan_backward", backward, mutates_args=())
+
+
+@forward_operator.register_fake
+def _(
+    x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, keep, return_last
+):  # fmt: skip
+    batch, length, width = x.shape
+    state = (B.shape[3], width)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((batch, *state) if return_last else 0, dtype=torch.float32),
+        x.new_empty((directions * batch, -(-length // STEPS), *state) if keep else 0),
+        x.new_empty(x.shape if keep and z is not None else 0),
+    )
+
+
+@backward_operator.register_fake
+def _(
+    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, softplus, reverse, directions, scale, return_dstart
+):  # fmt: skip
+    wide = torch.float32
+
+    def like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape, dtype=dtype)
+
+    dstart = x.new_empty((x.shape[0], B.shape[3], x.shape[2]) if return_dstart else 0, dtype=wide)
+    sums = like(D, wide), like(z, x.dtype), like(bias, wide)
+    return like(x, x.dtype), like(dt, wide), like(A, wide), like(B, wide), like(C, wide), *sums, dstart
+
+
+class SelectiveScan(torch.autograd.Function):
+    """`forward` and its gradient."""
+
+    @staticmethod
+    def forward(ctx, x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, return_last):
+        # the operators cost some 20 microseconds a call: only where a compiler looks
+        operator = forward_operator if torch.compiler.is_compiling() else forward
+        keep = any(ctx.needs_input_grad)
+        options = (softplus, reverse, directions, scale)
+        y, last, states, ungated = operator(
+            x, dt, A, B, C, D, z, bias, lengths, start, *options, keep, return_last
+        )  # fmt: skip
+        if keep:
+            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, states, ungated)
+            ctx.options = options
+            ctx.has_start = start is not None and ctx.needs_input_grad[9]
+        ctx.set_materialize_grads(False)
+        return y, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dlast):
+        x, dt, A, B, C, D, z, bias, lengths, states, ungated = ctx.saved_tensors
+        operator = backward_operator if torch.compiler.is_compiling() else backward
+        if dy is None:
+            dy = torch.zeros_like(x)
+        if dlast is not None:
+            dlast = dlast.contiguous() if dlast.numel() else None
+        dx, ddt, dA, dB, dC, dD, dz, dbias, dstart = operator(
+            dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, *ctx.options, ctx.has_start
+        )  # fmt: skip
+        return (
+            dx,
+            ddt.to(dt.dtype),
+            dA.to(A.dtype),
+            dB.to(B.dtype),
+            dC.to(C.dtype),
+            None if D is None else dD.to(D.dtype),
+            None if z is None else dz,
+            None if bias is None else dbias.to(bias.dtype),
+            None,
+            dstart if ctx.has_start else None,
+            None, None, None, None, None,
+        )  # fmt: skip
+
+
+def selective_scan_triton(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
+    *, lengths: Tensor | None = None, initial_state: Tensor | None = None, dt_softplus: bool, reverse: bool = False,
+    directions: int = 1, scale: float = 1.0, return_state: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output and last state (b, d, n) (empty unless asked for); with two directions `scale` times their sum, skipped
+    and gated.
+
+    x and z (b, l, d), dt (b, l, directions d), A (directions d, n), bias (directions d,), B and C (b, l, directions g,
+    n), D (d,).
+    """
+    x, dt, B, C, z = dense_rows(x, dt, B, C, z)
+    # channels last here, as the kernels read them
+    start = None if initial_state is None else initial_state.float().transpose(1, 2).contiguous()
+    y, last = SelectiveScan.apply(
+        x, dt, A.contiguous(), B, C, D, z, bias, lengths, start, dt_softplus, reverse, directions, scale, return_state
+    )  # fmt: skip
+    return y, last.transpose(1, 2) if return_state else last

@@ -1,0 +1,135 @@
+"""The tables of a config as examples to train on and to validate with, read as they are or from a prepared store."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ribonanzamamba.data.coordinate_table import read_coordinate_table
+from ribonanzamamba.data.example import Example
+from ribonanzamamba.data.prior import compute_priors, read_priors
+from ribonanzamamba.data.reactivity_table import read_reactivity_table
+from ribonanzamamba.data.store import read_store, write_store
+from ribonanzamamba.data.structure_table import read_structure_table
+from ribonanzamamba.rna.records import PROBES
+from ribonanzamamba.training.config import DataConfig, read_config
+from ribonanzamamba.training.validation import HeldOut
+
+logger = logging.getLogger(__name__)
+
+VALID_CLUSTERS = 20
+"""Every 20th cluster of the coordinate tables, which have no split column, is held out."""
+LONGEST_PRIOR = 1000
+"""Nucleotides of the longest RNA whose prior `prepare` computes: 3 s of a core, and time grows with the cube."""
+
+
+def read_tables(config: DataConfig, probes: Sequence[str] = PROBES) -> tuple[dict[str, list[list[Example]]], HeldOut]:
+    """Training examples of each task, a list a table, and what is held out for validation; from the store where the
+    config names one. `probes` is the probe axis, some of PROBES; examples measured with none of them are left out.
+
+    Raises:
+        ValueError: a store of other tables than the config's.
+    """
+    if not config.store:
+        return divide(with_probes(table_groups(config), probes), config)
+    groups = read_store(config.store)
+    named = [*config.reactivity, *config.structure, *config.coordinates]
+    stored = list(dict.fromkeys(name.split("/")[2] for name in groups))
+    if named and stored != list(dict.fromkeys(Path(path).name for path in named)):
+        raise ValueError(f"{config.store}: holds {', '.join(stored)}, the config names {', '.join(named)}")
+    return divide(with_probes(groups, probes), config)
+
+
+def with_probes(groups: Mapping[str, Sequence[Example]], probes: Sequence[str]) -> Mapping[str, Sequence[Example]]:
+    """The same groups, of reactivity only these probes, without the examples that have none of them.
+
+    Raises:
+        ValueError: a probe that is not in PROBES.
+    """
+    if tuple(probes) == PROBES:
+        return groups
+    if unknown := [probe for probe in probes if probe not in PROBES]:
+        raise ValueError(f"model.probes: expected some of {PROBES}, got {unknown}")
+    columns = [PROBES.index(probe) for probe in probes]
+    kept: dict[str, list[Example]] = {}
+    for name, examples in groups.items():
+        kept[name] = [
+            replace(
+                example,
+                reactivity=example.reactivity[:, columns],
+                reactivity_weight=example.reactivity_weight[:, columns],
+            )
+            if example.reactivity is not None
+            else example
+            for example in examples
+            if example.reactivity is None or not np.isnan(example.reactivity[:, columns]).all()
+        ]
+    return kept
+
+
+def prepare_store(config_path: str | Path, out: str | Path, priors: str | Path | None = None, workers: int = 1) -> Path:
+    """Write all examples of a config's tables to the store `out`; returns it.
+
+    `priors`: folder of computed priors. What it lacks is computed first by so many workers (0: is left out) for RNAs up
+    to LONGEST_PRIOR; None: the store has none.
+
+    Raises:
+        baselines.folding.ViennaMissing: priors are to be computed, and ViennaRNA is not installed.
+    """
+    groups = table_groups(read_config(config_path).data)
+    known = {}
+    if priors is not None:
+        if workers:
+            compute_priors(_sequences_to_fold(groups), priors, workers)
+        known = dict(read_priors(priors))
+    write_store(out, groups, known)
+    return Path(out)
+
+
+def table_groups(config: DataConfig) -> dict[str, list[Example]]:
+    """Examples of the tables under the names `task/number/file/split`; those with coordinates have the split "all"."""
+    groups: dict[str, list[Example]] = {}
+    for task, paths, read in (
+        ("reactivity", config.reactivity, read_reactivity_table),
+        ("structure", config.structure, read_structure_table),
+    ):
+        for number, path in enumerate(paths):
+            for split in ("train", "valid"):
+                groups[f"{task}/{number}/{Path(path).name}/{split}"] = read(path, split)
+    for number, path in enumerate(config.coordinates):
+        # a chain without any position teaches nothing, and a batch of such chains has no loss
+        examples = [example for example in read_coordinate_table(path) if example.coordinates is not None]
+        groups[f"coordinates/{number}/{Path(path).name}/all"] = examples
+    return groups
+
+
+def divide(
+    groups: Mapping[str, Sequence[Example]], config: DataConfig
+) -> tuple[dict[str, list[list[Example]]], HeldOut]:
+    """The training examples of the groups, by task and table, and what is held out."""
+    training: dict[str, list[list[Example]]] = {"reactivity": [], "structure": [], "coordinates": []}
+    held_out: dict[str, list[Example]] = {"reactivity": [], "structure": [], "coordinates": []}
+    for name, examples in groups.items():
+        task, split = name.split("/")[0], name.rsplit("/")[-1]
+        if split == "valid":
+            held_out[task] += examples
+        elif split == "train":
+            training[task].append(list(examples))
+        else:
+            held_out[task] += [example for example in examples if example.cluster % VALID_CLUSTERS == 0]
+            training[task].append(
+                [
+                    example
+                    for example in examples
+                    if example.cluster % VALID_CLUSTERS and example.length >= config.coordinate_min_length
+                ]
+            )
+    return training, HeldOut(**held_out)
+
+
+def _sequences_to_fold(groups: Mapping[str, Sequence[Example]]) -> list[str]:
+    """Without repeats, the long ones last: a computation that is stopped has most of them."""
+    sequences = {example.sequence for group in groups.values() for example in group if example.length <= LONGEST_PRIOR}
+    return sorted(sequences, key=lambda sequence: (len(sequence), sequence))

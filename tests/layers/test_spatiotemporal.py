@@ -1,0 +1,169 @@
+"""`TemporalMamba`, `AxisAttention` and `SpatioTemporalBlock` against plain loops over batch, time and nodes."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribonanzamamba.layers import AxisAttention, SpatioTemporalBlock, TemporalMamba
+
+STEPS = [1, 2, 12, 13, 36, 288]
+WIDTH = 4
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def over_lines(x: Tensor, axis: str, lengths: list[int], function) -> Tensor:
+    """A function of one line (length, width) applied to the real part of each line along the axis, 0 beyond."""
+    batch, time, node, _ = x.shape
+    width = function(x[0, 0, :1]).shape[1]
+    rows = []
+    for b in range(batch):
+        for other in range(node if axis == "time" else time):
+            line = x[b, :, other] if axis == "time" else x[b, other]
+            real = function(line[: lengths[b]]) if lengths[b] else x.new_zeros(0, width)
+            rows.append(torch.cat([real, x.new_zeros(len(line) - len(real), width)]))
+    stacked = torch.stack(rows).unflatten(0, (batch, -1))
+    return stacked.transpose(1, 2) if axis == "time" else stacked
+
+
+def attention_by_loops(layer: AxisAttention, x: Tensor) -> Tensor:
+    """One line (length, d_in)."""
+    heads, width = layer.heads, layer.out.in_features
+    own = width // heads
+    projected = [F.relu(layer.qkv.weight @ x_t + layer.qkv.bias) for x_t in x]
+    rows = []
+    for i in range(len(x)):
+        parts = []
+        for head in range(heads):
+            q, k, v = (slice(kind * width + head * own, kind * width + (head + 1) * own) for kind in range(3))
+            seen = range(i + 1) if layer.causal else range(len(x))
+            weights = [torch.exp(projected[i][q] @ projected[j][k] / math.sqrt(own)) for j in seen]
+            total = sum(weights)
+            parts.append(sum(w / total * projected[j][v] for w, j in zip(weights, seen, strict=True)))
+        rows.append(layer.out.weight @ torch.cat(parts) + layer.out.bias)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("axis", ["time", "node"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_temporal_mamba_equals_loops(steps, axis, causal, by_loops, stirred, same_with_gradients):
+    torch.manual_seed(0)
+    layer = stirred(TemporalMamba(WIDTH, axis=axis, causal=causal, d_state=3, head_width=4))
+    batch, nodes = (2, 3) if steps < 100 else (2, 1)
+    x = normal(batch, steps, nodes, WIDTH).requires_grad_()
+    size = steps if axis == "time" else nodes
+    lengths = [size, (size + 1) // 2]
+    expected = over_lines(x, axis, lengths, lambda line: by_loops(layer.mamba, line))
+    same_with_gradients(layer, layer(x, torch.tensor(lengths)), expected, x)
+    torch.testing.assert_close(layer(x)[:1], expected[:1], rtol=1e-9, atol=1e-9)
+
+
+def test_causal_sees_no_future(stirred):
+    layer = stirred(TemporalMamba(WIDTH, causal=True))
+    x = normal(1, 13, 2, WIDTH)
+    other = x.clone()
+    other[:, 7:] += 1
+    assert torch.equal(layer(x)[:, :7], layer(other)[:, :7])
+    assert (layer(x)[:, 7:] != layer(other)[:, 7:]).any()
+
+
+@pytest.mark.parametrize("axis", ["time", "node"])
+def test_lines_are_independent(axis, stirred):
+    layer = stirred(TemporalMamba(WIDTH, axis=axis))
+    x = normal(2, 5, 4, WIDTH)
+    other = x.clone()
+    place = (0, slice(None), 1) if axis == "time" else (0, 1)
+    other[place] += 1
+    changed = (layer(x) != layer(other)).any(-1)
+    assert changed[place].all()
+    changed[place] = False
+    assert not changed.any()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("axis", ["time", "node"])
+@pytest.mark.parametrize("lengths", [None, [6, 4], [6, 0]], ids=str)
+def test_axis_attention_equals_loops(axis, causal, lengths, stirred, same_with_gradients):
+    layer = stirred(AxisAttention(6, 4, heads=2, axis=axis, causal=causal))
+    x = normal(2, 6, 6, 6).requires_grad_()
+    expected = over_lines(x, axis, lengths or [6, 6], lambda line: attention_by_loops(layer, line))
+    got = layer(x, None if lengths is None else torch.tensor(lengths))
+    same_with_gradients(layer, got, expected, x)
+
+
+def branch_by_loops(branch, x, axis, lengths, by_loops):
+    if isinstance(branch, AxisAttention):
+        return over_lines(x, axis, lengths, lambda line: attention_by_loops(branch, line))
+    projected = x @ branch.project.weight.T + branch.project.bias
+    return over_lines(projected, axis, lengths, lambda line: by_loops(branch.layer.mamba, line))
+
+
+@pytest.mark.parametrize("spatial", ["attention", "mamba"])
+@pytest.mark.parametrize("temporal", ["attention", "mamba"])
+def test_block_equals_loops(temporal, spatial, by_loops, stirred, same_with_gradients):
+    torch.manual_seed(0)
+    block = stirred(SpatioTemporalBlock(WIDTH, temporal=temporal, spatial=spatial, heads=2, d_state=3))
+    x, embedding = normal(2, 5, 3, WIDTH).requires_grad_(), normal(2, 5, 3, WIDTH, seed=2).requires_grad_()
+    lengths = [5, 2]
+    joined = torch.cat([x, embedding], dim=-1)
+    joined = joined / (joined.square().mean(-1, keepdim=True) + 1e-5).sqrt() * block.norm.weight
+    spatial_y = branch_by_loops(block.spatial, joined, "node", [3, 3], by_loops)
+    temporal_y = branch_by_loops(block.temporal, joined, "time", lengths, by_loops)
+    expected = torch.zeros_like(x)
+    for b in range(2):
+        for t in range(lengths[b]):
+            for n in range(3):
+                hs, ht = spatial_y[b, t, n], temporal_y[b, t, n]
+                gate = block.gate_spatial.weight @ hs + block.gate_temporal.weight @ ht + block.gate_temporal.bias
+                z = 1 / (1 + torch.exp(-gate))
+                hidden = block.out[0].weight @ (z * hs + (1 - z) * ht) + block.out[0].bias
+                y = x[b, t, n] + block.out[2].weight @ hidden.clamp(min=0) + block.out[2].bias
+                expected = expected.index_put(tuple(torch.tensor(index) for index in (b, t, n)), y)
+    same_with_gradients(block, block(x, embedding, torch.tensor(lengths)), expected, x, embedding)
+
+
+@pytest.mark.parametrize("spatial", ["attention", "mamba"])
+@pytest.mark.parametrize("temporal", ["attention", "mamba", "fusionmamba"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_padding_and_batch_mates_change_nothing(steps, temporal, spatial, stirred):
+    block = stirred(SpatioTemporalBlock(8, temporal=temporal, spatial=spatial, heads=2))
+    lengths = [steps, (steps + 1) // 2, 1]
+    x, embedding = normal(3, steps, 2, 8), normal(3, steps, 2, 8, seed=2)
+    together = block(x, embedding, torch.tensor(lengths))
+    assert together.shape == x.shape
+    torch.testing.assert_close(block(x, embedding)[0], together[0], rtol=1e-10, atol=1e-10)
+    for row, length in enumerate(lengths):
+        part = slice(row, row + 1), slice(0, length)
+        torch.testing.assert_close(block(x[part], embedding[part])[0], together[row, :length], rtol=1e-10, atol=1e-10)
+        assert (together[row, length:] == 0).all()
+    x[1, lengths[1] :] = 1e3
+    assert torch.equal(block(x, embedding, torch.tensor(lengths)), together)
+
+
+@pytest.mark.parametrize("temporal", ["attention", "mamba", "fusionmamba"])
+def test_every_parameter_gets_a_gradient(temporal):
+    block = SpatioTemporalBlock(16, temporal=temporal, spatial="mamba")
+    x = torch.randn(2, 12, 5, 16)
+    block(x, x.flip(0)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TemporalMamba(4, axis="space"), "axis: expected 'time' or 'node', got 'space'"),
+        (lambda: AxisAttention(4, 4, heads=3), "heads: expected a divisor of 4, got 3"),
+        (lambda: SpatioTemporalBlock(8, temporal="lstm"), "expected a branch of .*, got 'lstm'"),
+        (lambda: SpatioTemporalBlock(8, temporal="fusionmamba", causal=True), "causal: a plane is scanned"),
+        (lambda: SpatioTemporalBlock(8, spatial="fusionmamba"), "spatial: expected 'attention' or 'mamba'"),
+    ],
+)
+def test_what_cannot_be_built(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

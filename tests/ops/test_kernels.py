@@ -1,0 +1,222 @@
+"""The Triton kernels in Triton's interpreter: outputs and every gradient against the float64 definition, no GPU needed.
+
+The same kernels on a GPU, in bfloat16 and at length: test_triton_gpu.py.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+
+from ribonanzamamba.ops import (
+    bidirectional_selective_scan,
+    bidirectional_ssd,
+    depthwise_conv1d,
+    explain,
+    selective_scan,
+    ssd,
+)
+from ribonanzamamba.ops.backend import interpreted
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or not interpreted(), reason="needs Triton and its interpreter"
+)
+TOLERANCE = 2e-5
+"""Of the norm of the difference over the norm: float32 against float64."""
+OPTIONAL = ("D", "z", "dt_bias", "initial_state")
+
+
+def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator)
+
+
+def ssd_inputs(length: int, *, heads=4, groups=2, state=5, width=3, directions=1) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(length)
+    return {
+        "x": normal(g, 2, length, heads, width),
+        "dt": normal(g, 2, length, directions * heads),
+        "A": -torch.exp(normal(g, directions * heads)),
+        "B": normal(g, 2, length, directions * groups, state),
+        "C": normal(g, 2, length, directions * groups, state),
+        "D": normal(g, heads),
+        "z": normal(g, 2, length, heads, width),
+        "dt_bias": normal(g, directions * heads),
+        "initial_state": normal(g, 2, heads, state, width),
+    }
+
+
+def scan_inputs(length: int, *, width=6, groups=2, state=5, directions=1) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(length)
+    return {
+        "x": normal(g, 2, length, width),
+        "dt": normal(g, 2, length, directions * width),
+        "A": -torch.exp(normal(g, directions * width, state)),
+        "B": normal(g, 2, length, directions * groups, state),
+        "C": normal(g, 2, length, directions * groups, state),
+        "D": normal(g, width),
+        "z": normal(g, 2, length, width),
+        "dt_bias": normal(g, directions * width),
+        "initial_state": normal(g, 2, width, state),
+    }
+
+
+def outputs_and_gradients(operator, tensors: dict[str, torch.Tensor], dtype: torch.dtype, **options) -> dict:
+    """Outputs and the gradient of every input, of a loss that sees each output with a weight of its own."""
+    leaves = {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
+    result = operator(**leaves, dt_softplus=True, **options)
+    outputs = dict(zip(("y", "state"), result if isinstance(result, tuple) else (result,), strict=False))
+    y = outputs["y"]
+    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum()
+    if "state" in outputs:
+        loss = loss + outputs["state"].square().sum()
+    loss.backward()
+    return outputs | {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+
+
+def assert_equal_definition(operator, tensors: dict[str, torch.Tensor], **options) -> None:
+    expected = outputs_and_gradients(operator, tensors, torch.float64, backend="reference", **options)
+    # whatever a kernel does not write stays NaN
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        got = outputs_and_gradients(operator, tensors, torch.float32, backend="triton", **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in expected.items():
+        error = (got[name].double() - value).norm() / value.norm().clamp(min=1e-30)
+        assert error <= TOLERANCE, f"{name}: {error:.1e}"
+
+
+OPERATORS = {"ssd": (ssd, ssd_inputs), "selective_scan": (selective_scan, scan_inputs)}
+BOTH_WAYS = {
+    "ssd": (bidirectional_ssd, ssd_inputs),
+    "selective_scan": (bidirectional_selective_scan, scan_inputs),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("length", [1, 2, 15, 17, 33])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
+def test_equals_definition_with_gradients(name, length, reverse, ragged):
+    operator, inputs = OPERATORS[name]
+    lengths = torch.tensor([length, length // 2]) if ragged else None
+    assert_equal_definition(operator, inputs(length), reverse=reverse, lengths=lengths, return_state=True)
+
+
+def test_ssd_of_whole_chunks():
+    assert_equal_definition(ssd, ssd_inputs(64, heads=2, groups=1, state=20, width=20), return_state=True)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("left_out", [*((key,) for key in OPTIONAL), OPTIONAL], ids="-".join)
+def test_equals_definition_without(name, left_out):
+    operator, inputs = OPERATORS[name]
+    tensors = {key: tensor for key, tensor in inputs(9).items() if key not in left_out}
+    assert_equal_definition(operator, tensors)
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+@pytest.mark.parametrize("merge", ["mean", "sum", "concat"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
+def test_both_directions_equal_definition(name, merge, ragged):
+    operator, inputs = BOTH_WAYS[name]
+    tensors = inputs(19, directions=2)
+    del tensors["initial_state"]
+    assert_equal_definition(operator, tensors, merge=merge, lengths=torch.tensor([19, 8]) if ragged else None)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_segments_equal_definition(name, reverse, monkeypatch):
+    """A long sequence is cut into segments that run side by side: here, short ones are."""
+    from ribonanzamamba.ops import selective_scan_triton, ssd_triton
+
+    monkeypatch.setattr(ssd_triton, "LONGEST_CHUNK", 16)
+    monkeypatch.setattr(ssd_triton, "WIDEST_TILE", 16)
+    monkeypatch.setattr(ssd_triton, "FEWEST_CHUNKS", 1)
+    monkeypatch.setattr(selective_scan_triton, "FEWEST_BLOCKS", 1)
+    for module in (ssd_triton, selective_scan_triton):
+        monkeypatch.setattr(module, "processors", lambda device: 100)
+    operator, inputs = OPERATORS[name]
+    tensors = inputs(50, width=40) if name == "ssd" else inputs(23)
+    plan = (ssd_triton if name == "ssd" else selective_scan_triton).plan(tensors["x"], tensors["B"], 1)
+    assert plan.segments > 2
+    length = tensors["x"].shape[1]
+    lengths = torch.tensor([length, length // 3])
+    assert_equal_definition(operator, tensors, reverse=reverse, lengths=lengths, return_state=True)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_padding_and_batch_mates_change_nothing(name):
+    operator, inputs = OPERATORS[name]
+    tensors = {key: tensor for key, tensor in inputs(21).items() if key != "initial_state"}
+    lengths = torch.tensor([21, 10])
+    y = operator(**tensors, dt_softplus=True, lengths=lengths, reverse=True, backend="triton")
+    assert (y[1, 10:] == 0).all()
+    along = ("x", "dt", "B", "C", "z")
+    alone = {key: tensor[1:, :10] if key in along else tensor for key, tensor in tensors.items()}
+    torch.testing.assert_close(
+        operator(**alone, dt_softplus=True, reverse=True, backend="triton")[0], y[1, :10], rtol=1e-6, atol=1e-6
+    )
+    for key in along:
+        tensors[key][1, 10:] = 1e3
+    assert torch.equal(operator(**tensors, dt_softplus=True, lengths=lengths, reverse=True, backend="triton"), y)
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "taps", "left", "activation", "lengths"),
+    [
+        (40, 5, 4, 3, "silu", None),
+        (33, 70, 17, None, None, None),
+        (33, 6, 5, None, "silu", [33, 7]),
+        (9, 3, 3, 0, None, [5, 0]),
+    ],
+)
+def test_convolution_equals_shifted_products(length, width, taps, left, activation, lengths):
+    results = []
+    for backend in ("triton", "shifted"):
+        g = torch.Generator().manual_seed(0)
+        leaves = [normal(g, *shape).requires_grad_() for shape in ((2, length, width), (width, taps), (width,))]
+        y = depthwise_conv1d(
+            *leaves,
+            left=left,
+            activation=activation,
+            lengths=None if lengths is None else torch.tensor(lengths),
+            backend=backend,
+        )
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        results.append((y, *(leaf.grad for leaf in leaves)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_for_compilers(name, part):
+    """Schema, fake tensors and what is traced agree with the operator itself."""
+    from ribonanzamamba.ops import selective_scan_triton, ssd_triton
+
+    module = ssd_triton if name == "ssd" else selective_scan_triton
+    _, inputs = OPERATORS[name]
+    t = inputs(9)
+    ordered = [t[key] for key in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")]
+    lengths = torch.tensor([9, 4])
+    tests = ("test_schema", "test_faketensor")
+    forward = (*ordered, lengths, None, True, False, 1, 1.0, True, True)
+    if part == "forward":
+        torch.library.opcheck(module.forward_operator, forward, test_utils=tests)
+        return
+    y, _, states, ungated = module.forward_operator(*forward)
+    backward = (y, None, *ordered, lengths, states, ungated, True, False, 1, 1.0, False)
+    torch.library.opcheck(module.backward_operator, backward, test_utils=tests)
+
+
+def test_automatic_choice_on_a_cpu_is_the_plain_form():
+    assert explain(torch.zeros(1, 4, 2, 3)).backend == "chunked"
+    assert explain(torch.zeros(1, 4, 2)).backend == "inplace"
+
+
+def test_a_forced_kernel_that_cannot_run_is_an_error():
+    with pytest.raises(ValueError, match="backend 'triton' cannot run: the kernels take float32"):
+        explain(torch.zeros(1, 4, 2, 3, dtype=torch.float64), backend="triton")

@@ -1,0 +1,425 @@
+"""The Triton kernels of both recurrences on a GPU: against the float64 definition, repeatable, blind to padding.
+
+    python -m pytest tests/ops/test_triton_gpu.py -rs          # with pytest-xdist: -n 8
+
+Skipped where there is no GPU; the interpreter runs the same kernels there in tests of their own, on small shapes.
+"""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribonanzamamba import ops
+
+DEVICE, KERNELS = "cuda", "triton"
+PLAIN = {"ssd": "chunked", "selective_scan": "inplace"}
+"""The plain PyTorch form of each operator."""
+OPERATORS = list(PLAIN)
+BIDIRECTIONAL = {"ssd": "bidirectional_ssd", "selective_scan": "bidirectional_selective_scan"}
+ALONG = ("x", "dt", "B", "C", "z")
+"""Arguments with an axis along the sequence; in low precision these are rounded, the parameters and states are not."""
+BATCH = 3
+FLOAT32_ERROR = 2e-5
+"""Norm of the difference from the float64 definition over the norm of that."""
+SUMMED_ERROR = 1e-4
+"""For gradients that sum over every row and position: their terms cancel, and the plain form reaches 5e-5."""
+ONE_ROUNDING = {torch.bfloat16: 2e-3, torch.float16: 3e-4}
+"""Half a unit in the last place: what rounding an exact result costs at most. Twice an error of 0 would be 0."""
+INVARIANCE = 1e-6
+"""Between a row alone and the same row among others, relative to the largest value."""
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernels need a CUDA GPU")
+
+
+@pytest.fixture(autouse=True)
+def nan_in_fresh_memory(monkeypatch):
+    """`torch.empty` and `new_empty` filled with NaN: whatever a kernel does not write shows."""
+
+    def poisoned(make):
+        def empty(*arguments, **options):
+            tensor = make(*arguments, **options)
+            return (
+                tensor.fill_(torch.nan) if tensor.is_floating_point() and not torch.compiler.is_compiling() else tensor
+            )
+
+        return empty
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
+
+
+SHAPES = {
+    # heads, width of a head, groups, state
+    "ssd": {"usual": (4, 64, 1, 64), "small": (2, 20, 2, 5), "groups": (6, 32, 3, 16), "wide": (2, 128, 1, 128)},
+    # groups of channels, channels a group, 1, state
+    "selective_scan": {"usual": (1, 96, 1, 16), "small": (2, 3, 1, 1), "groups": (3, 35, 1, 8), "wide": (1, 70, 1, 33)},
+}
+"""Nothing has to be a multiple of eight."""
+
+
+def inputs(
+    operator: str, length: int, *, shape: str = "usual", directions: int = 1, dtype=torch.float64, seed: int = 0
+):
+    """Leaves of one dtype that hold values bfloat16 can represent, so that every dtype sees the same numbers.
+
+    Steps of about 0.02 and rates of 1 to 16, as layers begin with: the states remember tens to hundreds of positions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+        return torch.randn(size, generator=generator) * scale + mean
+
+    first, second, groups, state = SHAPES[operator][shape]
+    if operator == "ssd":
+        heads = directions * first
+        size, step, rates = (first, second), (heads,), (heads,)
+        groups, carried, skip = directions * groups, (first, state, second), (first,)
+    else:
+        width = first * second
+        size, step, rates = (width,), (directions * width,), (directions * width, state)
+        groups, carried, skip = directions * first, (width, state), (width,)
+    values = {
+        "x": normal(BATCH, length, *size),
+        "dt": normal(BATCH, length, *step, mean=-4.0),
+        "A": -1 - 15 * torch.rand(rates, generator=generator),
+        "B": normal(BATCH, length, groups, state),
+        "C": normal(BATCH, length, groups, state),
+        "D": normal(*skip),
+        "z": normal(BATCH, length, *size),
+        "dt_bias": normal(*step),
+    }
+    if directions == 1:
+        values["initial_state"] = normal(BATCH, *carried)
+    return {
+        name: value.bfloat16().to(DEVICE, dtype if name in ALONG else torch.promote_types(dtype, torch.float32))
+        .requires_grad_()
+        for name, value in values.items()
+    }  # fmt: skip
+
+
+CASES = {
+    "bare": dict(without=("D", "z", "dt_bias", "initial_state"), ragged=False),
+    "all": dict(without=(), ragged=False),
+    "lengths": dict(without=("D", "z", "dt_bias", "initial_state"), ragged=True),
+    "all, lengths": dict(without=(), ragged=True),
+}
+
+
+def outputs_and_gradients(operator: str, tensors: dict[str, Tensor], *, seed: int = 1, **options) -> dict[str, Tensor]:
+    """Outputs, state and the gradient of every input, for random gradients of the outputs and of the state."""
+    function = getattr(ops, operator)
+    outputs = function(**tensors, dt_softplus=True, **options)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(seed)
+    # values that bfloat16 can represent, for the same reason as above
+    weights = [torch.randn(output.shape, generator=generator).bfloat16().to(output) for output in outputs]
+    gradients = torch.autograd.grad(outputs, tuple(tensors.values()), weights)
+    return dict(zip(("y", "state"), outputs, strict=False)) | dict(zip(tensors, gradients, strict=True))
+
+
+def relative_errors(got: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
+    return {
+        name: ((got[name].double() - exact[name]).norm() / exact[name].norm().clamp(min=1e-30)).item() for name in exact
+    }
+
+
+def ragged_lengths(length: int) -> Tensor:
+    return torch.tensor([length, max(length // 2, 1), 0], device=DEVICE)
+
+
+def case(operator: str, length: int, name: str, dtype: torch.dtype, shape: str = "usual"):
+    """The leaves and the options of one row of `CASES`."""
+    tensors = inputs(operator, length, shape=shape, dtype=dtype)
+    for left_out in CASES[name]["without"]:
+        del tensors[left_out]
+    return tensors, dict(lengths=ragged_lengths(length) if CASES[name]["ragged"] else None, return_state=True)
+
+
+def assert_close(errors: dict[str, float]) -> None:
+    """What float32 has to reach."""
+    worse = {
+        name: error for name, error in errors.items()
+        if not error <= (SUMMED_ERROR if name in ("A", "D", "dt_bias") else FLOAT32_ERROR)
+    }  # fmt: skip
+    assert not worse, worse
+
+
+def assert_as_good_as(errors: dict[str, float], plain: dict[str, float], dtype: torch.dtype) -> None:
+    """At most twice the error of the plain form, which computes in the same dtype."""
+    worse = {
+        name: (error, plain[name]) for name, error in errors.items()
+        if not error <= max(2 * plain[name], ONE_ROUNDING[dtype])
+    }  # fmt: skip
+    assert not worse, f"error of the kernels, error of plain PyTorch: {worse}"
+
+
+def check_accuracy(operator: str, length: int, name: str, reverse: bool, shape: str, dtypes) -> None:
+    tensors, options = case(operator, length, name, torch.float64, shape)
+    exact = outputs_and_gradients(operator, tensors, **options, reverse=reverse, backend="reference")
+    for dtype in dtypes:
+        runs = [KERNELS] if dtype == torch.float32 else [KERNELS, PLAIN[operator]]
+        errors = []
+        for backend in runs:
+            tensors, options = case(operator, length, name, dtype, shape)
+            got = outputs_and_gradients(operator, tensors, **options, reverse=reverse, backend=backend)
+            assert got["y"].dtype == dtype and got["state"].dtype == torch.float32
+            errors.append(relative_errors(got, exact))
+        if dtype == torch.float32:
+            assert_close(errors[0])
+        else:
+            assert_as_good_as(*errors, dtype)
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 100, 457, 1000])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_error_against_the_definition(operator, length, name, reverse):
+    check_accuracy(operator, length, name, reverse, "usual", (torch.float32, torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", ["small", "groups", "wide"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_error_for_other_shapes(operator, shape):
+    check_accuracy(operator, 65, "all, lengths", True, shape, (torch.float32, torch.bfloat16, torch.float16))
+
+
+@pytest.mark.parametrize("left_out", ["D", "z", "dt_bias", "initial_state"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_error_without_one_argument(operator, left_out):
+    results = []
+    for dtype, backend in ((torch.float64, "reference"), (torch.float32, KERNELS)):
+        tensors = inputs(operator, 100, dtype=dtype)
+        del tensors[left_out]
+        results.append(outputs_and_gradients(operator, tensors, return_state=True, backend=backend))
+    assert_close(relative_errors(results[1], results[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("merge", ["mean", "sum"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
+@pytest.mark.parametrize("length", [1, 17, 64, 100, 457])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_bidirectional_is_the_merged_definition(operator, length, ragged, merge, dtype):
+    lengths = ragged_lengths(length) if ragged else None
+    exact_inputs = inputs(operator, length, directions=2, dtype=torch.float64)
+    merged = functools.partial(merged_definition, operator, lengths, merge)
+    exact = gradients_of(merged, exact_inputs)
+    errors = {}
+    for backend in (KERNELS, PLAIN[operator]):
+        function = functools.partial(
+            getattr(ops, BIDIRECTIONAL[operator]), dt_softplus=True, lengths=lengths, merge=merge, backend=backend
+        )
+        got = gradients_of(function, inputs(operator, length, directions=2, dtype=dtype))
+        errors[backend] = relative_errors(got, exact)
+    if dtype == torch.float32:
+        assert_close(errors[KERNELS])
+    else:
+        assert_as_good_as(errors[KERNELS], errors[PLAIN[operator]], dtype)
+
+
+def merged_definition(operator: str, lengths: Tensor | None, merge: str, *, D: Tensor, z: Tensor, **tensors: Tensor):
+    """Both directions by the loop, each with its half, merged, then skipped and gated."""
+    x = tensors.pop("x")
+    axes = {"dt": 2, "A": 0, "B": 2, "C": 2, "dt_bias": 0}
+    halves = [
+        getattr(ops, operator)(
+            x,
+            **{name: tensors[name].chunk(2, dim=axis)[half] for name, axis in axes.items()},
+            dt_softplus=True,
+            reverse=bool(half),
+            lengths=lengths,
+            backend="reference",
+        )
+        for half in range(2)
+    ]
+    y = sum(halves) / (2 if merge == "mean" else 1) + (D[:, None] if operator == "ssd" else D) * x
+    if lengths is not None:
+        present = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        y = y.masked_fill(~present.reshape(present.shape + (1,) * (x.dim() - 2)), 0)
+    return y * F.silu(z)
+
+
+def gradients_of(function, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    y = function(**tensors)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y)
+    return {"y": y} | dict(zip(tensors, torch.autograd.grad(y, tuple(tensors.values()), weight), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [12, 100, 1000])
+@pytest.mark.parametrize("function", [*OPERATORS, *BIDIRECTIONAL.values()])
+def test_twice_gives_the_same_bits(function, length, dtype):
+    operator = function.removeprefix("bidirectional_")
+    directions = 1 if function == operator else 2
+    results = []
+    for _ in range(2):
+        tensors = inputs(operator, length, directions=directions, dtype=dtype)
+        call = functools.partial(
+            getattr(ops, function), dt_softplus=True, lengths=ragged_lengths(length), backend=KERNELS
+        )
+        results.append(gradients_of(call, tensors))
+    for name, first in results[0].items():
+        assert torch.equal(first, results[1][name]), name
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_padding_and_batch_mates_change_nothing(operator, reverse):
+    """A row alone and unpadded against the same row among others and padded, outputs and gradients."""
+    length, taken = 457, 228
+    tensors = inputs(operator, length, dtype=torch.float32)
+    options = dict(dt_softplus=True, reverse=reverse, backend=KERNELS)
+    lengths = torch.tensor([length, taken, 3], device=DEVICE)
+    together = gradients_of_row(operator, tensors, 1, taken, lengths=lengths, **options)
+    alone = {
+        name: tensor.detach()[1:2, :taken]
+        if name in ALONG
+        else tensor.detach()[1:2]
+        if name == "initial_state"
+        else tensor
+        for name, tensor in tensors.items()
+    }
+    alone = {name: tensor.detach().clone().requires_grad_() for name, tensor in alone.items()}
+    expected = gradients_of_row(operator, alone, 0, taken, **options)
+    for name in expected:
+        error = (together[name] - expected[name]).abs().max() / expected[name].abs().max()
+        assert error <= INVARIANCE, f"{name}: {error:.1e}"
+
+
+def gradients_of_row(operator: str, tensors: dict[str, Tensor], row: int, taken: int, **options) -> dict[str, Tensor]:
+    """Outputs of a row's first positions and their gradient for what belongs to the row."""
+    names = (*ALONG, "initial_state")
+    y = getattr(ops, operator)(**tensors, **options)[row, :taken]
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    gradients = torch.autograd.grad(y, [tensors[name] for name in names], weight)
+    cut = {name: g[row, :taken] if name in ALONG else g[row] for name, g in zip(names, gradients, strict=True)}
+    return {"y": y} | cut
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_lengths_give_exact_zeros_and_ignore_what_stands_beyond(operator, reverse):
+    lengths = torch.tensor([100, 40, 7], device=DEVICE)
+    tensors = inputs(operator, 100, dtype=torch.float32)
+    options = dict(lengths=lengths, reverse=reverse, return_state=True, backend=KERNELS)
+    expected = outputs_and_gradients(operator, tensors, **options)
+    assert (expected["y"][1, 40:] == 0).all() and (expected["y"][2, 7:] == 0).all()
+    changed = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    for name in ALONG:
+        changed[name][2, 7:] = 1e3
+    changed = {name: tensor.requires_grad_() for name, tensor in changed.items()}
+    got = outputs_and_gradients(operator, changed, **options)
+    for name in expected:
+        assert torch.equal(got[name], expected[name]), name
+    for name in ALONG:
+        assert (got[name][2, 7:] == 0).all(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_extreme_decays_stay_finite_and_close(operator, dtype):
+    """Heavy-tailed steps up to 11 with decay rates up to 16: the case that broke half precision in mamba issue 72."""
+    tensors = {name: tensor for name, tensor in inputs(operator, 1024, dtype=dtype).items() if name in ("x", "B", "C")}
+    like = inputs(operator, 1024)
+    steps = torch.rand(like["dt"].shape, generator=torch.Generator().manual_seed(2)).pow(8) * 11
+    tensors["dt"] = steps.bfloat16().to(DEVICE, dtype).requires_grad_()
+    tensors["A"] = (-torch.linspace(1, 16, like["A"].numel(), device=DEVICE).view_as(like["A"])).requires_grad_()
+    results = []
+    for backend in (KERNELS, PLAIN[operator], "reference"):
+        wide = backend == "reference"
+        values = {
+            name: t.detach().to(torch.float64 if wide else t.dtype).requires_grad_() for name, t in tensors.items()
+        }
+        y = getattr(ops, operator)(**values, backend=backend)
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(y.sum(), tuple(values.values())))
+        results.append(y.detach().double())
+    exact = results.pop()
+    errors = [((y - exact).abs().max() / exact.abs().mean()).item() for y in results]
+    if dtype == torch.float32:
+        # `selective_scan` sums no decays: nothing cancels
+        assert errors[0] < (2e-3 if operator == "ssd" else 2e-5), errors
+    else:
+        assert errors[0] <= 2 * errors[1], errors
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_split_with_state_equals_whole(operator, reverse):
+    tensors = {name: tensor.detach() for name, tensor in inputs(operator, 200, dtype=torch.float32).items()}
+    options = dict(dt_softplus=True, reverse=reverse, return_state=True, backend=KERNELS)
+    whole, last = getattr(ops, operator)(**tensors, **options)
+    parts = [
+        {name: tensor[:, part] if name in ALONG else tensor for name, tensor in tensors.items()}
+        for part in (slice(0, 77), slice(77, 200))
+    ]
+    first, second = reversed(parts) if reverse else parts
+    y, state = getattr(ops, operator)(**first, **options)
+    rest, end = getattr(ops, operator)(**(second | {"initial_state": state}), **options)
+    torch.testing.assert_close(torch.cat([rest, y] if reverse else [y, rest], dim=1), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(end, last, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_reads_strided_inputs(operator):
+    tensors = inputs(operator, 100, dtype=torch.float32)
+    strided = {
+        name: (tensor.detach().transpose(0, 1).contiguous().transpose(0, 1) if name in ALONG else tensor.detach())
+        .requires_grad_()
+        for name, tensor in tensors.items()
+    }  # fmt: skip
+    expected = outputs_and_gradients(operator, tensors, return_state=True, backend=KERNELS)
+    got = outputs_and_gradients(operator, strided, return_state=True, backend=KERNELS)
+    for name in expected:
+        assert torch.equal(got[name], expected[name]), name
+
+
+@pytest.mark.parametrize("rows", [20_000, 70_000], ids=["T=12", "more rows than a grid axis"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_many_short_rows(operator, rows):
+    """Traffic data: 12 steps of every sensor in a batch. A row in the middle and the last one, against them alone."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def normal(*size):
+        return torch.randn(size, generator=generator, device=DEVICE, dtype=torch.bfloat16)
+
+    size, step, rates = ((1, 16), (1,), (1,)) if operator == "ssd" else ((16,), (16,), (16, 16))
+    tensors = {
+        "x": normal(rows, 12, *size),
+        "dt": normal(rows, 12, *step),
+        "A": -torch.rand(rates, generator=generator, device=DEVICE),
+        "B": normal(rows, 12, 1, 16),
+        "C": normal(rows, 12, 1, 16),
+    }
+    y = getattr(ops, operator)(**tensors, dt_softplus=True, backend=KERNELS)
+    for row in (rows // 2, rows - 1):
+        alone = {name: tensor if name == "A" else tensor[row : row + 1] for name, tensor in tensors.items()}
+        exact = {name: tensor.double() for name, tensor in alone.items()}
+        expected = getattr(ops, operator)(**exact, dt_softplus=True, backend="reference")
+        assert (y[row].double() - expected[0]).norm() / expected.norm() < 1e-2
+
+
+@pytest.mark.parametrize("function", [*OPERATORS, *BIDIRECTIONAL.values()])
+def test_compiles_as_one_graph(function):
+    operator = function.removeprefix("bidirectional_")
+    directions = 1 if function == operator else 2
+    call = functools.partial(getattr(ops, function), dt_softplus=True, backend=KERNELS)
+    results = [
+        gradients_of(form, inputs(operator, 100, directions=directions, dtype=torch.float32))
+        for form in (call, torch.compile(call, fullgraph=True))
+    ]
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_autocast_leaves_steps_and_decays_alone(operator):
+    tensors = {name: tensor.detach() for name, tensor in inputs(operator, 100, dtype=torch.float32).items()}
+    expected = getattr(ops, operator)(**tensors, dt_softplus=True, backend=KERNELS)
+    with torch.autocast("cuda", torch.bfloat16):
+        got = getattr(ops, operator)(**tensors, dt_softplus=True, backend=KERNELS)
+    assert (got.float() - expected).norm() / expected.norm() < 1e-2
