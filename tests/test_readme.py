@@ -72,5 +72,5 @@ def test_row_to_gradient():
 
 def test_ci_runs_the_test_command_of_the_readme():
     command = re.search(r"<!-- test -->\s*```sh\n(.+?)\n```", README, re.DOTALL)[1]
-    assert command.endswith("-m pytest")
+    assert command.endswith("-m pytest -n auto")
     assert "<!-- test -->" in (ROOT / ".ci" / "run").read_text()
