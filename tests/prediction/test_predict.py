@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ribonanzamamba.baselines import folding
-from ribonanzamamba.baselines.folding import ViennaMissing
+from ribonanzamamba.baselines.folding import ViennaMissing, pair_probabilities
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.prediction import predict as predict_module
 from ribonanzamamba.prediction.predict import (
@@ -268,6 +268,20 @@ def test_a_prior_reaches_the_network(prior):
     assert predictor.prior.startswith("ViennaRNA 2.") and predictor.warnings == ()
     found = paired(predictor.predict("GGGGAAAACCCC"))
     assert (found[:3] > 0.5).all() and (found[4:8] < 0.05).all()
+
+
+@needs_vienna
+def test_a_prior_has_its_share_of_the_pair_probabilities():
+    rna = "GGGGAAAACCCC"
+    alone = Predictor(PriorNetwork(), device="cpu", prior="none").predict(rna).pair_probability
+    mixed = Predictor(PriorNetwork(), device="cpu").predict(rna).pair_probability
+    i, j, p = pair_probabilities(rna)
+    vienna = np.zeros_like(alone)
+    vienna[i, j] = vienna[j, i] = p
+    share = predict_module.PRIOR_SHARE
+    # the prior is kept in 255 levels of its square root
+    np.testing.assert_allclose(mixed, (1 - share) * alone + share * vienna, atol=share / 255)
+    assert np.abs(mixed - alone).max() > 0.1
 
 
 @needs_vienna

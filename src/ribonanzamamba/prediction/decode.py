@@ -9,9 +9,9 @@ import numpy as np
 
 from ribonanzamamba.rna.structure import Structure
 
-PAIR_THRESHOLD = 0.2
+PAIR_THRESHOLD = 0.28
 """A pair is worth its probability minus this. 0.5 gives the centroid (gamma = 1); a lower one finds more pairs.
-Highest mean F1 with the released weights on 600 validation RNAs: 0.683, against 0.678 at 0.15 and 0.681 at 0.3."""
+Chosen with `PRIOR_SHARE` of predict.py on valid RNAs, see docs/experiments.md."""
 PSEUDOKNOT_THRESHOLD = 0.6
 """The same for pseudoknots; the larger of the two thresholds counts there.
 On the same RNAs: 51 % of the crossing pairs found, 58 % of those called right; 0.4 gives 53 and 39 %."""

@@ -46,6 +46,9 @@ ViennaRNA or not at all, or nowhere."""
 LONGEST_PRIOR = 2_000
 """Nucleotides of the longest RNA whose prior is computed: 19 s of a core beside the network's 51 s; it grows with the
 cube of the length."""
+PRIOR_SHARE = 0.25
+"""Weight of the prior in the pair probabilities, the network's being the rest. On families that it has not seen the
+network is surer than it should be, although it sees the prior. Chosen on valid RNAs: docs/experiments.md."""
 MAX_CELLS = 2**22
 """Cells (batch x length^2, padding counted) of a batch: 256 RNAs of 128 nt."""
 BYTES_PER_CELL = 1_800
@@ -242,10 +245,14 @@ class Predictor:
         known = {} if batch.prior is None else {"prior": batch.prior, "prior_known": batch.prior_known}
         with torch.inference_mode():
             output = self.network(batch.tokens, batch.mask, tasks=tasks, **known)
+            pair_probability = output.pair_probability
+            if pair_probability is not None and batch.prior is not None:
+                share = PRIOR_SHARE * batch.prior_known[:, None, None]
+                pair_probability = (1 - share) * pair_probability + share * batch.prior
             answer = _Answer(
                 _to_numpy(output.reactivity),
                 _to_numpy(output.reactivity_error),
-                _to_numpy(output.pair_probability),
+                _to_numpy(pair_probability),
                 _to_numpy(output.coordinates),
                 _to_numpy(output.plddt),
             )
