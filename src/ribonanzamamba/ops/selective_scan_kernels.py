@@ -1,9 +1,11 @@
 """Triton kernels of `selective_scan`, forward and backward, and nothing else; `selective_scan_triton.py` launches them.
 
-A thread holds all states of its channels and walks the positions: the sum over states stays inside the thread, and
-neighbouring threads read neighbouring channels. STEPS positions at a time are loaded ahead of their use. The backward
-pass starts each such block from a state that the forward pass kept, recomputes the states inside in registers and walks
-back. Positions, reversal and padding as in `ssd_kernels.py`.
+One warp walks the positions of R x W channels, T positions at a time. Tiles are (T, R, N, W): T and R lie in a thread's
+registers, neighbouring threads hold neighbouring channels W and then states N. So a step of the recurrence is `pick`ed
+from a tile without an instruction, sums over R need no other thread, and sums over N and W few. What differs only by
+channel (step sizes, their softplus) is computed once, in the layout in which it is loaded, and then spread (`settle`).
+The backward pass starts each block of T positions from the state that the forward pass kept, recomputes the states
+inside in registers and walks back. Positions, reversal and padding as in `ssd_kernels.py`.
 
 No bound on the log decays is needed here: nothing is divided, and exp of a very negative number is 0, which differs
 from the bound of the plain form by 2e-9 of the state.
@@ -12,7 +14,7 @@ from the bound of the plain form by 2e-9 of the state.
 import triton
 import triton.language as tl
 
-from ribonanzamamba.ops.ssd_kernels import silu, step_size
+from ribonanzamamba.ops.ssd_kernels import silu
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -27,8 +29,45 @@ def masked(mask, condition):
 
 
 @triton.jit
-def place(program, segment, batch, width, tiles_a_group, width_a_group, REVERSE: tl.constexpr, BD: tl.constexpr):
-    """Direction, batch row, group of that direction, channels and which of them are real, and whether to run back."""
+def softplus(x):
+    """log(1 + exp(x)) to 1e-7 of itself: log1p(e) = 2 atanh(e / (2 + e)), a polynomial fitted on 0 < e <= 1 (4e-9)."""
+    e = tl.exp2(-tl.abs(x) * LOG2_E)
+    s = e / (2.0 + e)
+    q = s * s
+    p = 0.33333157 + q * (0.20012455 + q * (0.13980303 + q * 0.14089163))
+    return tl.maximum(x, 0.0) + 2.0 * (s + s * q * p)
+
+
+@triton.jit
+def pick(tile, t, k: tl.constexpr):
+    """Row k of the first axis, along which t counts. As a sum of integers, in which zeros cost nothing (adding 0.0 to a
+    number does: it turns -0.0 round)."""
+    return tl.sum(tl.where(t == k, tile.to(tl.int32, bitcast=True), 0), 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def put(tile, t, k: tl.constexpr, row):
+    """tile with `row` in place k of the first axis."""
+    return tl.where(t == k, row[None], tile)
+
+
+@triton.jit
+def settle(tile):
+    """The same tile. The compiler moves changes of layout up to the loads, and with them all arithmetic into the layout
+    in which many threads repeat it; it does not move them over a sum."""
+    return tl.sum(tile.to(tl.int32, bitcast=True)[None], 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def spread(state, t4, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr):
+    """The same (R, N, W) in the layout of the tiles, whatever that of its load was."""
+    return pick(tl.broadcast_to(state[None], (T, R, BN, W)), t4, 0)
+
+
+@triton.jit
+def place(program, batch, width, tiles_a_group, width_a_group, REVERSE: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+    """Direction, batch row, group of that direction, tile, channels (R, W) and which of them are real, whether to run
+    back."""
     groups = width // width_a_group
     tile = program % tiles_a_group
     rest = program // tiles_a_group
@@ -36,9 +75,29 @@ def place(program, segment, batch, width, tiles_a_group, width_a_group, REVERSE:
     row = (rest // groups).to(tl.int64)  # direction, batch
     b = row % batch
     direction = row // batch
-    inside = tile * BD + tl.arange(0, BD)
+    inside = tile * (R * W) + tl.arange(0, R)[:, None] * W + tl.arange(0, W)[None, :]
     reverse = direction if not REVERSE else 1
     return direction, b, group, tile, group * width_a_group + inside, inside < width_a_group, reverse
+
+
+@triton.jit
+def load_rows(pointer, pos, stride, d, mask):
+    """float32 (T, R, W) of the positions pos; 0 where masked."""
+    return tl.load(pointer + pos[:, None, None] * stride + d[None, :, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_matrix(pointer, pos, ok, stride, n, N, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr):
+    """B or C of the positions pos as a tile (T, R, N, W)."""
+    mask = ok[:, None] & (n < N)[None, :]
+    matrix = tl.load(pointer + pos[:, None] * stride + n[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.broadcast_to(settle(matrix)[:, None, :, None], (T, R, BN, W))
+
+
+@triton.jit
+def widen(rows, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr):
+    """(T, R, W) as a tile (T, R, N, W)."""
+    return tl.broadcast_to(settle(rows)[:, :, None, :], (T, R, BN, W))
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -48,85 +107,87 @@ def forward_kernel(
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr, KEEP: tl.constexpr, RETURN_LAST: tl.constexpr,
-    STEPS: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """y, and with KEEP the state that enters each block of STEPS; RETURN_LAST also the state after the last step."""
-    program = tl.program_id(0)
+    """y, and the state that enters every KEEP-th step, if KEEP is not 0; RETURN_LAST also that after the last step."""
     segment = tl.program_id(1)
     direction, b, group, tile, d, real, reverse = place(
-        program, segment, batch, width, tiles_a_group, width_a_group, REVERSE, BD
+        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
     )
     length = L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
     n = tl.arange(0, BN)
+    t = tl.arange(0, T)
+    t3 = t[:, None, None]
+    t4 = t[:, None, None, None]
     full_group = direction * (width // width_a_group) + group
-    x += b * x_b + d
-    dt += b * dt_b + direction * width + d
-    B += b * B_b + full_group * B_g + n
-    C += b * C_b + full_group * C_g + n
+    x += b * x_b
+    dt += b * dt_b + direction * width
+    B += b * B_b + full_group * B_g
+    C += b * C_b + full_group * C_g
     row = direction * batch + b
-    y += row * L * width + d
-    state_offsets = n[:, None] * width + d[None, :]
-    state_mask = (n < N)[:, None] & real[None, :]
-    rate = tl.load(A + direction * width * N + d[None, :] * N + n[:, None], mask=state_mask, other=0.0).to(tl.float32)
-    rate *= LOG2_E
-    shift = tl.zeros((BD,), dtype=tl.float32)
+    y += row * L * width
+    state_offsets = n[None, :, None] * width + d[:, None, :]
+    state_mask = (n < N)[None, :, None] & real[:, None, :]
+    rate_offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
+    rate = tl.load(A + rate_offsets, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
+    rate = spread(rate, t4, T, R, BN, W)
+    shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
-    skip = tl.zeros((BD,), dtype=tl.float32)
+    skip = tl.zeros((R, W), dtype=tl.float32)
     if HAS_D:
         skip = tl.load(D + d, mask=real, other=0.0).to(tl.float32)
     if HAS_Z:
-        z += b * z_b + d
-    h = tl.zeros((BN, BD), dtype=tl.float32)
+        z += b * z_b
+    h = tl.zeros((R, BN, W), dtype=tl.float32)
     if HAS_START:
         h = tl.load(start + (row * segments + segment) * N * width + state_offsets, mask=state_mask, other=0.0)
+    h = spread(h, t4, T, R, BN, W)
     first = segment * blocks_a_segment
     stop = tl.minimum(first + blocks_a_segment, blocks)
-    used = tl.minimum(stop, (length + STEPS - 1) // STEPS)
-    for block in range(first, used):
-        if KEEP:
-            tl.store(states + (row * blocks + block) * N * width + state_offsets, h, mask=state_mask)
-        xs = ()
-        dts = ()
-        Bs = ()
-        Cs = ()
-        zs = ()
-        for k in tl.static_range(STEPS):
-            s = block * STEPS + k
-            ok = s < length
-            pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
-            xs = xs + (tl.load(x + pos * x_l, mask=masked(real, ok), other=0.0),)
-            dts = dts + (tl.load(dt + pos * dt_l, mask=masked(real, ok), other=0.0),)
-            Bs = Bs + (tl.load(B + pos * B_l, mask=masked(n < N, ok), other=0.0),)
-            Cs = Cs + (tl.load(C + pos * C_l, mask=masked(n < N, ok), other=0.0),)
-            if HAS_Z:
-                zs = zs + (tl.load(z + pos * z_l, mask=masked(real, ok), other=0.0),)
-        for k in tl.static_range(STEPS):
-            s = block * STEPS + k
-            ok = s < length
-            pos = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
-            step = tl.where(ok, step_size(dts[k].to(tl.float32) + shift, SOFTPLUS), 0.0)
-            u = xs[k].to(tl.float32)
-            h = tl.exp2(step[None, :] * rate) * h + (step * u)[None, :] * Bs[k].to(tl.float32)[:, None]
-            out = tl.sum(h * Cs[k].to(tl.float32)[:, None], 0)
-            if HAS_D:
-                out += skip * u
-            out = tl.where(ok, out, 0.0)
-            if HAS_Z:
-                if KEEP:
-                    tl.store(ungated + b * L * width + pos * width + d, out, mask=masked(real, s < L))
-                out *= silu(zs[k].to(tl.float32))
-            tl.store(y + pos * width, out, mask=masked(real, s < L))
+    used = tl.minimum(stop, (length + T - 1) // T)
+    for block in tl.range(first, used, num_stages=STAGES):
+        s = block * T + t
+        ok = s < length
+        pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
+        present = ok[:, None, None] & real[None, :, :]
+        X = load_rows(x, pos, x_l, d, present)
+        step = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
+        if SOFTPLUS:
+            step = softplus(step)
+        step = tl.where(ok[:, None, None], step, 0.0)
+        decay = tl.exp2(widen(step, T, R, BN, W) * rate[None])
+        added = widen(step * X, T, R, BN, W) * load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W)
+        C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W)
+        out = tl.zeros((T, R, W), dtype=tl.float32)
+        for k in tl.static_range(T):
+            if KEEP:
+                if k % KEEP == 0:
+                    kept = row * ((L + KEEP - 1) // KEEP) + (block * T + k) // KEEP
+                    tl.store(states + kept * N * width + state_offsets, h, mask=masked(state_mask, block * T + k < L))
+            h = pick(decay, t4, k) * h + pick(added, t4, k)
+            out = put(out, t3, k, tl.sum(h * pick(C4, t4, k), 1))
+        if HAS_D:
+            out += skip[None, :, :] * X
+        out = tl.where(ok[:, None, None], out, 0.0)
+        at = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
+        offsets = at[:, None, None] * width + d[None, :, :]
+        inside = (s < L)[:, None, None] & real[None, :, :]
+        if HAS_Z:
+            if KEEP:
+                tl.store(ungated + b * L * width + offsets, out, mask=inside)
+            out *= silu(load_rows(z, pos, z_l, d, present))
+        tl.store(y + offsets, out, mask=inside)
     for block in range(tl.maximum(used, first), stop):
-        for k in range(STEPS):
-            s = block * STEPS + k
-            pos = tl.where(s < L, s, 0).to(OFFSET)
-            nothing = tl.zeros((BD,), dtype=tl.float32)
-            tl.store(y + pos * width, nothing, mask=masked(real, s < L))
-            if HAS_Z and KEEP:
-                tl.store(ungated + b * L * width + pos * width + d, nothing, mask=masked(real, s < L))
+        s = block * T + t
+        offsets = s[:, None, None].to(OFFSET) * width + d[None, :, :]
+        inside = (s < L)[:, None, None] & real[None, :, :]
+        nothing = tl.zeros((T, R, W), dtype=tl.float32)
+        tl.store(y + offsets, nothing, mask=inside)
+        if HAS_Z and KEEP:
+            tl.store(ungated + b * L * width + offsets, nothing, mask=inside)
     if RETURN_LAST and segment == segments - 1:
         tl.store(last + row * N * width + state_offsets, h, mask=state_mask)
 
@@ -138,66 +199,66 @@ def segment_kernel(
     v_b, v_l, dt_b, dt_l, K_b, K_l, K_g, z_b, z_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, BACKWARD: tl.constexpr,
-    STEPS: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state, and its summed step sizes. BACKWARD: for the state's gradient, with v the
     gradient of y and K = C, from the segment's last step to its first."""
-    program = tl.program_id(0)
     segment = tl.program_id(1)
     direction, b, group, tile, d, real, reverse = place(
-        program, segment, batch, width, tiles_a_group, width_a_group, REVERSE, BD
+        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
     )
     length = L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
     n = tl.arange(0, BN)
+    t = tl.arange(0, T)
+    t4 = t[:, None, None, None]
     full_group = direction * (width // width_a_group) + group
-    v += b * v_b + d
-    dt += b * dt_b + direction * width + d
-    K += b * K_b + full_group * K_g + n
+    v += b * v_b
+    dt += b * dt_b + direction * width
+    K += b * K_b + full_group * K_g
     row = direction * batch + b
-    state_mask = (n < N)[:, None] & real[None, :]
-    rate = tl.load(A + direction * width * N + d[None, :] * N + n[:, None], mask=state_mask, other=0.0).to(tl.float32)
-    rate *= LOG2_E
-    shift = tl.zeros((BD,), dtype=tl.float32)
+    state_mask = (n < N)[None, :, None] & real[:, None, :]
+    rate_offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
+    rate = tl.load(A + rate_offsets, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
+    rate = spread(rate, t4, T, R, BN, W)
+    shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
     if HAS_Z:
-        z += b * z_b + d
-    h = tl.zeros((BN, BD), dtype=tl.float32)
-    whole = tl.zeros((BD,), dtype=tl.float32)
+        z += b * z_b
+    h = spread(tl.zeros((R, BN, W), dtype=tl.float32), t4, T, R, BN, W)
+    whole = tl.zeros((R, W), dtype=tl.float32)
     first = segment * blocks_a_segment
-    used = tl.minimum(tl.minimum(first + blocks_a_segment, blocks), (length + STEPS - 1) // STEPS)
-    for i in range(first, used):
+    used = tl.minimum(tl.minimum(first + blocks_a_segment, blocks), (length + T - 1) // T)
+    for i in tl.range(first, used, num_stages=STAGES):
         block = used - 1 - (i - first) if BACKWARD else i
-        vs = ()
-        dts = ()
-        Ks = ()
-        zs = ()
-        for j in tl.static_range(STEPS):
-            s = block * STEPS + (STEPS - 1 - j if BACKWARD else j)
-            ok = s < length
-            pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
-            vs = vs + (tl.load(v + pos * v_l, mask=masked(real, ok), other=0.0),)
-            dts = dts + (tl.load(dt + pos * dt_l, mask=masked(real, ok), other=0.0),)
-            Ks = Ks + (tl.load(K + pos * K_l, mask=masked(n < N, ok), other=0.0),)
+        # a walk's own order: the block's last step first, if it runs back
+        s = block * T + (T - 1 - t if BACKWARD else t)
+        ok = s < length
+        pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
+        present = ok[:, None, None] & real[None, :, :]
+        value = load_rows(v, pos, v_l, d, present)
+        step = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
+        if SOFTPLUS:
+            step = softplus(step)
+        step = tl.where(ok[:, None, None], step, 0.0)
+        whole += tl.sum(step, 0)
+        if BACKWARD:
+            value *= scale
             if HAS_Z:
-                zs = zs + (tl.load(z + pos * z_l, mask=masked(real, ok), other=0.0),)
-        for j in tl.static_range(STEPS):
-            s = block * STEPS + (STEPS - 1 - j if BACKWARD else j)
-            step = tl.where(s < length, step_size(dts[j].to(tl.float32) + shift, SOFTPLUS), 0.0)
-            decay = tl.exp2(step[None, :] * rate)
-            value = vs[j].to(tl.float32)
+                value *= silu(load_rows(z, pos, z_l, d, present))
+        else:
+            value *= step
+        decay = tl.exp2(widen(step, T, R, BN, W) * rate[None])
+        added = widen(value, T, R, BN, W) * load_matrix(K, pos, ok, K_l, n, N, T, R, BN, W)
+        for k in tl.static_range(T):
             if BACKWARD:
-                value *= scale
-                if HAS_Z:
-                    value *= silu(zs[j].to(tl.float32))
-                h = decay * (h + value[None, :] * Ks[j].to(tl.float32)[:, None])
+                h = pick(decay, t4, k) * (h + pick(added, t4, k))
             else:
-                h = decay * h + (step * value)[None, :] * Ks[j].to(tl.float32)[:, None]
-            whole += step
+                h = pick(decay, t4, k) * h + pick(added, t4, k)
     index = row * segments + segment
-    tl.store(local + index * N * width + n[:, None] * width + d[None, :], h, mask=state_mask)
+    tl.store(local + index * N * width + n[None, :, None] * width + d[:, None, :], h, mask=state_mask)
     tl.store(whole_dt + index * width + d, whole, mask=real)
 
 
@@ -237,142 +298,153 @@ def backward_kernel(
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, dy_b, dy_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_DLAST: tl.constexpr, RETURN_DSTART: tl.constexpr,
-    STEPS: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of channels, block by block from the last to the first.
 
     dx: (direction, b, l, d). ddt: (b, l, direction d). dB, dC: (b, l, direction g, tile, n) partial sums over channels.
-    dA: (direction, b, segment, n, d). sums: (direction, b, segment, 2, d), those of dt_bias and D.
+    dA: (direction, b, segment, d, n). sums: (2, direction, b, segment, d), those of dt_bias and D.
     """
-    program = tl.program_id(0)
     segment = tl.program_id(1)
     direction, b, group, tile, d, real, reverse = place(
-        program, segment, batch, width, tiles_a_group, width_a_group, REVERSE, BD
+        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
     )
-    directions = tl.num_programs(0) // (tiles_a_group * (width // width_a_group) * batch)
+    groups = width // width_a_group
+    directions = tl.num_programs(0) // (tiles_a_group * groups * batch)
     length = L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
     n = tl.arange(0, BN)
-    groups = width // width_a_group
+    t = tl.arange(0, T)
+    t3 = t[:, None, None]
+    t4 = t[:, None, None, None]
     full_group = direction * groups + group
-    x += b * x_b + d
-    dt += b * dt_b + direction * width + d
-    B += b * B_b + full_group * B_g + n
-    C += b * C_b + full_group * C_g + n
-    dy += b * dy_b + d
+    x += b * x_b
+    dt += b * dt_b + direction * width
+    B += b * B_b + full_group * B_g
+    C += b * C_b + full_group * C_g
+    dy += b * dy_b
     row = direction * batch + b
-    dx += row * L * width + d
-    ddt += b * L * directions * width + direction * width + d
+    dx += row * L * width
+    ddt += b * L * directions * width + direction * width
     matrix_row = directions * groups * tiles_a_group * N
-    dB += b * L * matrix_row + (full_group * tiles_a_group + tile) * N + n
-    dC += b * L * matrix_row + (full_group * tiles_a_group + tile) * N + n
-    state_offsets = n[:, None] * width + d[None, :]
-    state_mask = (n < N)[:, None] & real[None, :]
-    rate = tl.load(A + direction * width * N + d[None, :] * N + n[:, None], mask=state_mask, other=0.0).to(tl.float32)
-    rate *= LOG2_E
-    shift = tl.zeros((BD,), dtype=tl.float32)
+    dB += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
+    dC += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
+    state_offsets = n[None, :, None] * width + d[:, None, :]
+    state_mask = (n < N)[None, :, None] & real[:, None, :]
+    rate_offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
+    rate = tl.load(A + rate_offsets, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
+    rate = spread(rate, t4, T, R, BN, W)
+    shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
-    skip = tl.zeros((BD,), dtype=tl.float32)
+    skip = tl.zeros((R, W), dtype=tl.float32)
     if HAS_D:
         skip = tl.load(D + d, mask=real, other=0.0).to(tl.float32)
     if HAS_Z:
-        z += b * z_b + d
-    carry = tl.zeros((BN, BD), dtype=tl.float32)
+        z += b * z_b
+    carry = tl.zeros((R, BN, W), dtype=tl.float32)
     if HAS_DLAST:
         carry = tl.load(dlast + (row * segments + segment) * N * width + state_offsets, mask=state_mask, other=0.0)
-    sum_A = tl.zeros((BN, BD), dtype=tl.float32)
-    sum_shift = tl.zeros((BD,), dtype=tl.float32)
-    sum_D = tl.zeros((BD,), dtype=tl.float32)
+    carry = spread(carry, t4, T, R, BN, W)
+    sum_A = spread(tl.zeros((R, BN, W), dtype=tl.float32), t4, T, R, BN, W)
+    sum_shift = tl.zeros((R, W), dtype=tl.float32)
+    sum_D = tl.zeros((R, W), dtype=tl.float32)
     first = segment * blocks_a_segment
     stop = tl.minimum(first + blocks_a_segment, blocks)
-    used = tl.minimum(stop, (length + STEPS - 1) // STEPS)
-    for i in range(first, used):
+    used = tl.minimum(stop, (length + T - 1) // T)
+    for i in tl.range(first, used, num_stages=STAGES):
         block = used - 1 - (i - first)
         h = tl.load(states + (row * blocks + block) * N * width + state_offsets, mask=state_mask, other=0.0)
-        h = h.to(tl.float32)
-        xs = ()
-        raws = ()
-        Bs = ()
-        Cs = ()
-        gs = ()
-        zs = ()
-        for k in tl.static_range(STEPS):
-            s = block * STEPS + k
-            ok = s < length
-            pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
-            xs = xs + (tl.load(x + pos * x_l, mask=masked(real, ok), other=0.0),)
-            raws = raws + (tl.load(dt + pos * dt_l, mask=masked(real, ok), other=0.0),)
-            Bs = Bs + (tl.load(B + pos * B_l, mask=masked(n < N, ok), other=0.0),)
-            Cs = Cs + (tl.load(C + pos * C_l, mask=masked(n < N, ok), other=0.0),)
-            gs = gs + (tl.load(dy + pos * dy_l, mask=masked(real, ok), other=0.0),)
-            if HAS_Z:
-                zs = zs + (tl.load(z + pos * z_l, mask=masked(real, ok), other=0.0),)
+        h = spread(h, t4, T, R, BN, W)
+        s = block * T + t
+        ok = s < length
+        pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
+        at = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
+        present = ok[:, None, None] & real[None, :, :]
+        inside = (s < L)[:, None, None] & real[None, :, :]
+        offsets = at[:, None, None] * width + d[None, :, :]
+        X = load_rows(x, pos, x_l, d, present)
+        raw = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
+        G = load_rows(dy, pos, dy_l, d, present)
+        if HAS_Z:
+            Z = load_rows(z, pos, z_l, d, present)
+            sigmoid = 1.0 / (1.0 + tl.exp2(-Z * LOG2_E))
+            if direction == 0:
+                before = load_rows(ungated + b * L * width, pos, width, d, present)
+                tl.store(dz + b * L * width + offsets, G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid)), mask=inside)
+            G *= Z * sigmoid
+        step = raw
+        if SOFTPLUS:
+            step = softplus(raw)
+        step = tl.where(ok[:, None, None], step, 0.0)
+        step4 = widen(step, T, R, BN, W)
+        u4 = widen(step * X, T, R, BN, W)
+        g4 = widen(G * scale, T, R, BN, W)
+        B4 = load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W)
+        C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W)
+        decay = tl.exp2(step4 * rate[None])
         hs = ()
-        steps = ()
-        for k in tl.static_range(STEPS):
-            ok = block * STEPS + k < length
-            step = tl.where(ok, step_size(raws[k].to(tl.float32) + shift, SOFTPLUS), 0.0)
-            steps = steps + (step,)
-            h = (
-                tl.exp2(step[None, :] * rate) * h
-                + (step * xs[k].to(tl.float32))[None, :] * Bs[k].to(tl.float32)[:, None]
-            )
+        for k in tl.static_range(T):
+            h = pick(decay, t4, k) * h + pick(u4, t4, k) * pick(B4, t4, k)
             hs = hs + (h,)
-        for k in tl.static_range(STEPS - 1, -1, -1):
-            s = block * STEPS + k
-            ok = s < length
-            pos = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
-            g = gs[k].to(tl.float32)
-            u = xs[k].to(tl.float32)
-            if HAS_Z:
-                Z = zs[k].to(tl.float32)
-                sigmoid = 1.0 / (1.0 + tl.exp(-Z))
-                if direction == 0:
-                    own = b * L * width + pos * width + d
-                    before = tl.load(ungated + own, mask=masked(real, ok), other=0.0).to(tl.float32)
-                    tl.store(dz + own, g * before * sigmoid * (1.0 + Z * (1.0 - sigmoid)), mask=masked(real, s < L))
-                g *= Z * sigmoid
-            dout = g * scale
-            step = steps[k]
-            B_k = Bs[k].to(tl.float32)[:, None]
-            tl.store(dC + pos * matrix_row, tl.sum(hs[k] * dout[None, :], 1), mask=masked(n < N, s < L))
-            dh = carry + Cs[k].to(tl.float32)[:, None] * dout[None, :]
-            wide_u = step * u
-            tl.store(dB + pos * matrix_row, tl.sum(dh * wide_u[None, :], 1), mask=masked(n < N, s < L))
-            du = tl.sum(dh * B_k, 0)
-            # decay_t h_{t-1} is h_t without what t added
-            W = dh * (hs[k] - wide_u[None, :] * B_k)
-            sum_A += W * step[None, :]
-            dstep = tl.sum(W * rate, 0) * LN_2 + du * u
-            if SOFTPLUS:
-                dstep *= 1.0 / (1.0 + tl.exp(-(raws[k].to(tl.float32) + shift)))
-            dstep = tl.where(ok, dstep, 0.0)
-            sum_shift += dstep
-            tl.store(ddt + pos * directions * width, dstep, mask=masked(real, s < L))
-            dx_k = du * step
-            if HAS_D:
-                if direction == 0:
-                    dx_k += skip * g
-                sum_D += tl.where(ok, g * u, 0.0)
-            tl.store(dx + pos * width, tl.where(ok, dx_k, 0.0), mask=masked(real, s < L))
-            carry = tl.exp2(step[None, :] * rate) * dh
+        # summed over states and channels after the walk: until then everything stays in its thread
+        du = tl.zeros((T, R, BN, W), dtype=tl.float32)
+        dstep = tl.zeros((T, R, BN, W), dtype=tl.float32)
+        dB_t = tl.zeros((T, BN, W), dtype=tl.float32)
+        dC_t = tl.zeros((T, BN, W), dtype=tl.float32)
+        for k in tl.static_range(T - 1, -1, -1):
+            g_k = pick(g4, t4, k)
+            u_k = pick(u4, t4, k)
+            B_k = pick(B4, t4, k)
+            dC_t = put(dC_t, t3, k, tl.sum(hs[k] * g_k, 0))
+            dh = carry + pick(C4, t4, k) * g_k
+            dB_t = put(dB_t, t3, k, tl.sum(dh * u_k, 0))
+            du = put(du, t4, k, dh * B_k)
+            carry = pick(decay, t4, k) * dh
+            if k > 0:
+                dlog = carry * hs[k - 1]
+            else:
+                # decay_t h_{t-1} is h_t without what t added
+                dlog = dh * (hs[0] - u_k * B_k)
+            sum_A += dlog * pick(step4, t4, k)
+            dstep = put(dstep, t4, k, dlog * rate)
+        du = tl.sum(du, 2)
+        dstep = tl.sum(dstep, 2) * LN_2 + du * X
+        if SOFTPLUS:
+            dstep *= 1.0 / (1.0 + tl.exp2(-raw * LOG2_E))
+        dstep = tl.where(ok[:, None, None], dstep, 0.0)
+        sum_shift += tl.sum(dstep, 0)
+        tl.store(ddt + at[:, None, None] * directions * width + d[None, :, :], dstep, mask=inside)
+        du *= step
+        if HAS_D:
+            if direction == 0:
+                du += skip[None, :, :] * G
+            sum_D += tl.sum(G * X, 0)
+        tl.store(dx + offsets, du, mask=inside)
+        matrix_offsets = at[:, None] * matrix_row + n[None, :]
+        matrix_mask = (s < L)[:, None] & (n < N)[None, :]
+        tl.store(dB + matrix_offsets, tl.sum(dB_t, 2), mask=matrix_mask)
+        tl.store(dC + matrix_offsets, tl.sum(dC_t, 2), mask=matrix_mask)
     for block in range(tl.maximum(used, first), stop):
-        for k in range(STEPS):
-            s = block * STEPS + k
-            pos = tl.where(s < L, s, 0).to(OFFSET)
-            nothing = tl.zeros((BD,), dtype=tl.float32)
-            tl.store(dx + pos * width, nothing, mask=masked(real, s < L))
-            tl.store(ddt + pos * directions * width, nothing, mask=masked(real, s < L))
-            if HAS_Z:
-                if direction == 0:
-                    tl.store(dz + b * L * width + pos * width + d, nothing, mask=masked(real, s < L))
-            tl.store(dB + pos * matrix_row, tl.zeros((BN,), dtype=tl.float32), mask=masked(n < N, s < L))
-            tl.store(dC + pos * matrix_row, tl.zeros((BN,), dtype=tl.float32), mask=masked(n < N, s < L))
+        s = block * T + t
+        pos = s.to(OFFSET)
+        inside = (s < L)[:, None, None] & real[None, :, :]
+        offsets = pos[:, None, None] * width + d[None, :, :]
+        nothing = tl.zeros((T, R, W), dtype=tl.float32)
+        tl.store(dx + offsets, nothing, mask=inside)
+        tl.store(ddt + pos[:, None, None] * directions * width + d[None, :, :], nothing, mask=inside)
+        if HAS_Z:
+            if direction == 0:
+                tl.store(dz + b * L * width + offsets, nothing, mask=inside)
+        matrix_offsets = pos[:, None] * matrix_row + n[None, :]
+        matrix_mask = (s < L)[:, None] & (n < N)[None, :]
+        tl.store(dB + matrix_offsets, tl.zeros((T, BN), dtype=tl.float32), mask=matrix_mask)
+        tl.store(dC + matrix_offsets, tl.zeros((T, BN), dtype=tl.float32), mask=matrix_mask)
     index = row * segments + segment
-    tl.store(dA + index * N * width + state_offsets, sum_A, mask=state_mask)
-    tl.store(sums + index * 2 * width + d, sum_shift, mask=real)
-    tl.store(sums + (index * 2 + 1) * width + d, tl.where(direction == 0, sum_D, 0.0), mask=real)
+    tl.store(dA + index * width * N + d[:, None, :] * N + n[None, :, None], sum_A, mask=state_mask)
+    tl.store(sums + index * width + d, sum_shift, mask=real)
+    index += directions * batch * segments
+    tl.store(sums + index * width + d, tl.where(direction == 0, sum_D, 0.0), mask=real)
     if RETURN_DSTART and segment == 0:
         tl.store(dstart + row * N * width + state_offsets, carry, mask=state_mask)

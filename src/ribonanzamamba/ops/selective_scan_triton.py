@@ -13,19 +13,22 @@ from ribonanzamamba.ops import selective_scan_kernels as kernels
 from ribonanzamamba.ops.backend import device_of, processors
 from ribonanzamamba.ops.ssd_triton import dense_rows, merge
 
-STEPS = 2
-"""Positions a block: its states fit the registers in the backward pass."""
-TILE = 32
-"""Channels a program: one warp."""
-FEWEST_BLOCKS = 32
+FORWARD_STEPS, BACKWARD_STEPS = 8, 4
+"""Positions a block. The backward pass holds their states in registers; the forward pass keeps one state for each of
+its blocks."""
+FORWARD_NUMBERS, BACKWARD_NUMBERS = 8, 8
+"""State numbers a thread, where the state is large enough: the backward pass needs some ten registers for each."""
+FEWEST_BLOCKS = 8
 """Blocks a segment: shorter ones spend more on finding the state that enters them than they gain."""
-PROGRAMS_A_PROCESSOR = 16
-"""One warp each: four for each of a multiprocessor's schedulers, so that one's waiting is hidden by the others."""
+PROGRAMS_A_PROCESSOR = 8
+"""One warp each: two for each of a multiprocessor's schedulers, so that one's waiting is hidden by the other."""
+FORWARD_STAGES, BACKWARD_STAGES = 4, 4
+"""Blocks whose loads are under way at once."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one call is cut into programs."""
+    """How one pass is cut into programs."""
 
     batch: int
     length: int
@@ -34,8 +37,11 @@ class Plan:
     groups: int
     """Of one direction."""
     directions: int
+    T: int
     BN: int
-    BD: int
+    R: int
+    """Channels of a thread; W times that are a program's."""
+    W: int
     tiles_a_group: int
     blocks: int
     segments: int
@@ -57,21 +63,33 @@ class Plan:
             self.blocks_a_segment, self.segments, self.blocks,
         )  # fmt: skip
 
+    @property
+    def tile(self) -> dict[str, int]:
+        """What every kernel is compiled for."""
+        return {"T": self.T, "BN": self.BN, "R": self.R, "W": self.W, "num_warps": 1}
 
-def plan(x: Tensor, B: Tensor, directions: int) -> Plan:
+
+def plan(x: Tensor, B: Tensor, directions: int, backward: bool = False) -> Plan:
     """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     batch, length, width = x.shape
     groups, state = B.shape[2] // directions, B.shape[3]
-    tiles_a_group = triton.cdiv(width // groups, TILE)
-    blocks = triton.cdiv(length, STEPS)
+    BN = triton.next_power_of_2(state)
+    T = BACKWARD_STEPS if backward else FORWARD_STEPS
+    if backward:
+        W = 8 if BN < 64 else 4
+        R = max(1, 32 * BACKWARD_NUMBERS // (BN * W))
+    else:
+        W = min(32, max(4, 32 * FORWARD_NUMBERS // BN))
+        R = 1
+    tiles_a_group = triton.cdiv(width // groups, R * W)
+    blocks = triton.cdiv(length, T)
     programs = directions * batch * groups * tiles_a_group
     wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // programs)
     segments = max(1, min(wanted, blocks // FEWEST_BLOCKS))
     blocks_a_segment = triton.cdiv(blocks, segments)
     segments = triton.cdiv(blocks, blocks_a_segment)
     return Plan(
-        batch, length, width, state, groups, directions, triton.next_power_of_2(state), TILE, tiles_a_group, blocks,
-        segments, blocks_a_segment,
+        batch, length, width, state, groups, directions, T, BN, R, W, tiles_a_group, blocks, segments, blocks_a_segment
     )  # fmt: skip
 
 
@@ -95,13 +113,13 @@ def forward(
     What is not asked for is an empty tensor. x (b, l, d), dt (b, l, directions d), A (directions d, n),
     B, C (b, l, directions g, n); start and last (b, n, d) float32, of one direction.
     """
-    cut = plan(x, B, directions)
+    cut = plan(x, B, directions, backward=False)
     both = directions == 2
     y = x.new_empty((directions, *x.shape) if both else x.shape)
     state = (cut.state, cut.width)
     last = x.new_empty((cut.batch, *state) if return_last else 0, dtype=torch.float32)
-    # rounded copies: the recurrence itself goes on from the registers
-    states = x.new_empty((cut.rows, cut.blocks, *state) if keep else 0)
+    kept = triton.cdiv(cut.length, BACKWARD_STEPS)
+    states = x.new_empty((cut.rows, kept, *state) if keep else 0, dtype=torch.float32)
     ungated = x.new_empty(x.shape if keep and z is not None else 0)
     entering = start
     with device_of(x):
@@ -111,9 +129,9 @@ def forward(
             x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, entering, y, ungated, last, states,
             *cut.sizes, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
-            HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None, KEEP=keep,
-            RETURN_LAST=return_last, STEPS=STEPS, OFFSET=offset_type(x, dt, B, C, z), BN=cut.BN, BD=cut.BD,
-            num_warps=1, num_stages=1,
+            HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None,
+            KEEP=BACKWARD_STEPS if keep else 0,
+            RETURN_LAST=return_last, OFFSET=offset_type(x, dt, B, C, z), STAGES=FORWARD_STAGES, **cut.tile,
         )  # fmt: skip
         if both:
             # a channel is a head of width 1
@@ -133,12 +151,12 @@ def segment_states(
         v, dt, A, K, z, bias, lengths, local, whole, *cut.sizes, scale,
         *strides(v), *strides(dt), *K.stride()[:3], *strides(z),
         REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
-        HAS_LENGTHS=lengths is not None, BACKWARD=backward, STEPS=STEPS, OFFSET=offset_type(v, dt, K, z),
-        BN=cut.BN, BD=cut.BD, num_warps=1, num_stages=1,
+        HAS_LENGTHS=lengths is not None, BACKWARD=backward, OFFSET=offset_type(v, dt, K, z), STAGES=FORWARD_STAGES,
+        **cut.tile,
     )  # fmt: skip
-    kernels.pass_kernel[(cut.rows, triton.cdiv(cut.width, cut.BD))](
+    kernels.pass_kernel[(cut.rows, triton.cdiv(cut.width, 32))](
         local, whole, A, start, None, cut.batch, cut.width, cut.state, cut.segments,
-        HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=False, BN=cut.BN, BD=cut.BD, num_warps=1,
+        HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=False, BN=cut.BN, BD=32, num_warps=1,
     )  # fmt: skip
     return local
 
@@ -149,17 +167,18 @@ def backward(
     reverse: bool, directions: int, scale: float, return_dstart: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty where there is no such input."""
-    cut = plan(x, B, directions)
+    cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
     wide = torch.float32
     dx = x.new_empty((directions, *x.shape))
-    ddt = x.new_empty(dt.shape, dtype=wide)
+    ddt = dt.new_empty(dt.shape)
+    # one partial sum a tile, in the dtype of the result: they are most of what this pass writes
     shape = (cut.batch, cut.length, directions * cut.groups, cut.tiles_a_group, cut.state)
-    dB, dC = x.new_empty(shape, dtype=wide), x.new_empty(shape, dtype=wide)
+    dB, dC = B.new_empty(shape), C.new_empty(shape)
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     dstart = x.new_empty((cut.batch, cut.state, cut.width) if return_dstart else 0, dtype=wide)
-    dA = x.new_empty((directions, cut.batch * cut.segments, cut.state, cut.width), dtype=wide)
-    sums = x.new_empty((directions, cut.batch * cut.segments, 2, cut.width), dtype=wide)
+    dA = x.new_empty((directions, cut.batch * cut.segments, cut.width, cut.state), dtype=wide)
+    sums = x.new_empty((2, directions, cut.batch * cut.segments, cut.width), dtype=wide)
     with device_of(x):
         entering = dlast
         if cut.segments > 1:
@@ -169,18 +188,17 @@ def backward(
             *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            STEPS=STEPS, OFFSET=offset_type(x, dt, B, C, z, dy), BN=cut.BN, BD=cut.BD, num_warps=1, num_stages=1,
+            OFFSET=offset_type(x, dt, B, C, z, dy), STAGES=BACKWARD_STAGES, **cut.tile,
         )  # fmt: skip
-    sums = sums.sum(1)
     return (
         dx[0] if directions == 1 else dx.sum(0),
         ddt,
-        dA.sum(1).transpose(1, 2).contiguous().view(A.shape),
+        dA.sum(1).view(A.shape),
         dB.sum(3),
         dC.sum(3),
-        sums[0, 1].clone() if D is not None else x.new_empty(0),
+        sums[1, 0].sum(0) if D is not None else x.new_empty(0),
         dz,
-        sums[:, 0].clone().flatten() if bias is not None else x.new_empty(0),
+        sums[0].sum(1).flatten() if bias is not None else x.new_empty(0),
         dstart,
     )
 
@@ -198,7 +216,7 @@ def _(
     return (
         x.new_empty(x.shape),
         x.new_empty((batch, *state) if return_last else 0, dtype=torch.float32),
-        x.new_empty((directions * batch, -(-length // STEPS), *state) if keep else 0),
+        x.new_empty((directions * batch, -(-length // BACKWARD_STEPS), *state) if keep else 0, dtype=torch.float32),
         x.new_empty(x.shape if keep and z is not None else 0),
     )
 
@@ -214,7 +232,7 @@ def _(
 
     dstart = x.new_empty((x.shape[0], B.shape[3], x.shape[2]) if return_dstart else 0, dtype=wide)
     sums = like(D, wide), like(z, x.dtype), like(bias, wide)
-    return like(x, x.dtype), like(dt, wide), like(A, wide), like(B, wide), like(C, wide), *sums, dstart
+    return like(x, x.dtype), like(dt, dt.dtype), like(A, wide), like(B, B.dtype), like(C, C.dtype), *sums, dstart
 
 
 class SelectiveScan(torch.autograd.Function):
@@ -250,10 +268,10 @@ class SelectiveScan(torch.autograd.Function):
         )  # fmt: skip
         return (
             dx,
-            ddt.to(dt.dtype),
+            ddt,
             dA.to(A.dtype),
-            dB.to(B.dtype),
-            dC.to(C.dtype),
+            dB,
+            dC,
             None if D is None else dD.to(D.dtype),
             None if z is None else dz,
             None if bias is None else dbias.to(bias.dtype),

@@ -270,7 +270,7 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradients of one head (or a tile of its width), chunk by chunk from the last to the first.
 
-    dx: (direction, b, l, h, p). ddt, dB, dC: (tile, ...) partial sums. sums: (direction, b, h, tile, segment, 3), those
+    dx: (direction, b, l, h, p). ddt, dB, dC: (tile, ...) partial sums. sums: (3, direction, b, h, tile, segment), those
     of A, dt_bias and D.
     """
     program = tl.program_id(0)
@@ -411,11 +411,12 @@ def backward_kernel(
         tl.store(dB + matrix_offsets, tl.zeros((Q, BN), dtype=tl.float32), mask=in_state)
         tl.store(dC + matrix_offsets, tl.zeros((Q, BN), dtype=tl.float32), mask=in_state)
         tl.store(ddt + wide_pos * all_heads, tl.zeros((Q,), dtype=tl.float32), mask=s < L)
-    sums += (program.to(tl.int64) * segments + segment) * 3
+    sums += program.to(tl.int64) * segments + segment
+    all_sums = segments.to(tl.int64) * tl.num_programs(0)
     tl.store(sums, dA)
-    tl.store(sums + 1, dshift)
+    tl.store(sums + all_sums, dshift)
     # both directions see the skip: one of them counts it
-    tl.store(sums + 2, tl.where(direction == 0, dD, 0.0))
+    tl.store(sums + 2 * all_sums, tl.where(direction == 0, dD, 0.0))
     if RETURN_DSTART and segment == 0:
         tl.store(dstart + row * N * P + state_offsets, dh, mask=state_mask)
 

@@ -18,6 +18,8 @@ WIDEST_TILE = 64
 LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass holds: half of it spills nothing, but is no faster."""
 WARPS = 4
+PROGRAMS_A_PROCESSOR = 2
+"""With more, in shorter segments, finding the states that enter them costs more than the waiting that it hides."""
 FEWEST_CHUNKS = 4
 """Chunks a segment: shorter ones spend more on finding the state that enters them than they gain."""
 
@@ -66,7 +68,7 @@ def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Pl
     tiles = triton.cdiv(width, BP)
     chunks = triton.cdiv(length, Q)
     programs = directions * batch * heads * tiles
-    wanted = max(1, 2 * processors(x.device) // max(1, programs))
+    wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // max(1, programs))
     segments = max(1, min(wanted, chunks // FEWEST_CHUNKS))
     chunks_a_segment = triton.cdiv(chunks, segments)
     segments = triton.cdiv(chunks, chunks_a_segment)
@@ -178,14 +180,14 @@ def backward(
     (dy,) = dense_rows(dy)
     narrow = x.dtype
     dx = x.new_empty((directions, *x.shape))
-    ddt = x.new_empty((cut.tiles, *dt.shape), dtype=torch.float32)
+    ddt = x.new_empty((cut.tiles, *dt.shape), dtype=dt.dtype if cut.tiles == 1 else torch.float32)
     partials = cut.heads // cut.groups * cut.tiles
     shape = (cut.batch, cut.length, directions * cut.groups, partials, cut.state)
     dB, dC = x.new_empty(shape, dtype=narrow), x.new_empty(shape, dtype=narrow)
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
-    sums = x.new_empty((directions, cut.batch, cut.heads, cut.tiles * cut.segments, 3), dtype=torch.float32)
+    sums = x.new_empty((3, directions, cut.batch, cut.heads, cut.tiles * cut.segments), dtype=torch.float32)
     dot, precision = dot_type(x.dtype)
     with device_of(x):
         entering = dlast
@@ -200,17 +202,15 @@ def backward(
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
             Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision, num_warps=WARPS, num_stages=1,
         )  # fmt: skip
-    # copies: an operator's outputs must not share memory
-    dA, dbias, dD = (part.clone() for part in sums.sum(dim=(1, 3)).unbind(-1))  # direction h
     return (
         dx[0] if directions == 1 else dx.sum(0),
-        ddt[0] if cut.tiles == 1 else ddt.sum(0),
-        dA.flatten(),
+        ddt[0] if cut.tiles == 1 else ddt.sum(0, dtype=dt.dtype),
+        sums[0].sum((1, 3)).flatten(),
         dB[:, :, :, 0] if partials == 1 else dB.sum(3),
         dC[:, :, :, 0] if partials == 1 else dC.sum(3),
-        dD[0] if D is not None else x.new_empty(0),
+        sums[2, 0].sum((0, 2)) if D is not None else x.new_empty(0),
         dz,
-        dbias.flatten() if bias is not None else x.new_empty(0),
+        sums[1].sum((1, 3)).flatten() if bias is not None else x.new_empty(0),
         dstart,
     )
 
@@ -246,7 +246,7 @@ def _(
     dstart = x.new_empty((batch, heads, B.shape[3], width) if return_dstart else 0, dtype=wide)
     matrices = like(B, x.dtype), like(C, x.dtype)
     sums = like(D, wide), like(z, x.dtype), like(bias, wide)
-    return like(x, x.dtype), like(dt, wide), like(A, wide), *matrices, *sums, dstart
+    return like(x, x.dtype), like(dt, dt.dtype), like(A, wide), *matrices, *sums, dstart
 
 
 class Ssd(torch.autograd.Function):
@@ -284,7 +284,7 @@ class Ssd(torch.autograd.Function):
         )  # fmt: skip
         return (
             dx,
-            ddt.to(dt.dtype),
+            ddt,
             dA.to(A.dtype),
             dB.to(B.dtype),
             dC.to(C.dtype),
