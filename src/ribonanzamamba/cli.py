@@ -219,7 +219,6 @@ def battle(
         from rich.console import Console
 
         from ribonanzamamba.training.battle import fight, read_battle
-        from ribonanzamamba.training.battle_report import write_report
         from ribonanzamamba.training.display import Display, log_to
 
         console = Console(stderr=True)
@@ -228,6 +227,9 @@ def battle(
         if not report:
             for key in fight(battle_read, out, only or (), lambda: Display(console)):
                 _say(f"finished: {key.folder}")
+        # after the training: a machine that only trains needs no matplotlib until here
+        from ribonanzamamba.training.battle_report import write_report
+
         written = write_report(battle_read, out)
     typer.echo(written)
 

@@ -25,7 +25,8 @@ class DataConfig:
     coordinates: tuple[str, ...] = ()
     """Tables of 3D coordinates; likewise."""
     store: str = ""
-    """Folder that `prepare` made of these tables, relative to the TOML file, read in their place; empty: none."""
+    """Folder that `prepare` made of these tables (and maybe others), relative to the TOML file, read in their place;
+    empty: none."""
     reactivity_shares: tuple[float, ...] = ()
     """Share of the batches' examples drawn from each reactivity table; empty: in proportion to their clusters."""
     structure_shares: tuple[float, ...] = ()
