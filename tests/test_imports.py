@@ -115,6 +115,7 @@ def test_importing_the_package_imports_nothing_heavy(module):
         ["--version"],
         ["predict", "--help"],
         ["train", "--help"],
+        ["battle", "--help"],
         ["plot", "--help"],
         ["score", "--help"],
         ["shapes", "--help"],

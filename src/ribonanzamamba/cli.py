@@ -198,6 +198,43 @@ def train(
 
 
 @app.command()
+def battle(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="Who fights, how long, and on what.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs, their results and the report.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:BUDGET[:SEED]]", help="Train these runs only, such as one a GPU; may be repeated."),
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing, write the report of what is there.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of every contestant's config."),
+    ] = None,
+) -> None:
+    """Train several networks on the same batches with the same budget, and report who is better.
+
+    The same command continues a battle that was stopped.
+    """
+    with _interruptible(), _one_line_errors(FloatingPointError):
+        from rich.console import Console
+
+        from ribonanzamamba.training.battle import fight, read_battle
+        from ribonanzamamba.training.display import Display, log_to
+
+        console = Console(stderr=True)
+        log_to(console)
+        battle_read = read_battle(config, overrides or ())
+        if not report:
+            for key in fight(battle_read, out, only or (), lambda: Display(console)):
+                _say(f"finished: {key.folder}")
+        # after the training: a machine that only trains needs no matplotlib until here
+        from ribonanzamamba.training.battle_report import write_report
+
+        written = write_report(battle_read, out)
+    typer.echo(written)
+
+
+@app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, drawn over each other.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The picture; .png, .svg or .pdf.")] = Path("curves.png"),

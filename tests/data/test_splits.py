@@ -8,6 +8,7 @@ from ribonanzamamba.data.example import Example
 from ribonanzamamba.data.splits import (
     check_split,
     cluster_weights,
+    epoch_batches,
     hashed_split,
     length_sorted_batches,
     padded_length,
@@ -174,3 +175,39 @@ def test_sampling_refuses_weights_that_are_no_distribution(weights):
 def test_sampling_refuses_an_empty_list():
     with pytest.raises(ValueError, match="at least one"):
         draw([], 1, weights=np.zeros(0))
+
+
+def of_lengths(*lengths: int) -> list[Example]:
+    return [Example(str(k), "A" * length, k, 1, "") for k, length in enumerate(lengths)]
+
+
+def test_an_epoch_has_every_example_once_in_batches_of_one_size():
+    examples = of_lengths(*([5, 9] * 40))
+    drawn = epoch_batches(examples, batch_examples=8, rng=np.random.default_rng(0))
+    epochs = [[next(drawn) for _ in range(10)] for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(int(example.id) for batch in epoch for example in batch) == list(range(80))
+        # sorted by length within the pool: at most one batch has both
+        assert sum(len({example.length for example in batch}) > 1 for batch in epoch) <= 1
+    assert [[e.id for e in batch] for batch in epochs[0]] != [[e.id for e in batch] for batch in epochs[1]]
+
+
+def test_epochs_leave_out_the_rest_and_crop():
+    drawn = epoch_batches(of_lengths(*([12] * 7)), batch_examples=3, rng=np.random.default_rng(0), max_length=10)
+    batches = [next(drawn) for _ in range(4)]
+    assert [len({example.id for example in batches[k] + batches[k + 1]}) for k in (0, 2)] == [6, 6]
+    assert {example.length for batch in batches for example in batch} == {10}
+
+
+def test_skipped_epochs_continue_where_they_would_have_been():
+    def ids(skip: int, count: int) -> list[list[str]]:
+        drawn = epoch_batches(of_lengths(*range(1, 30)), batch_examples=4, rng=np.random.default_rng(3), skip=skip)
+        return [[example.id for example in next(drawn)] for _ in range(count)]
+
+    assert ids(0, 20)[9:] == ids(9, 11)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_epochs_need_a_batch_of_examples(count):
+    with pytest.raises(ValueError, match="batches of 1 to 3 examples"):
+        epoch_batches(of_lengths(1, 2, 3), batch_examples=count, rng=np.random.default_rng(0))

@@ -59,3 +59,25 @@ def test_inputs_are_not_modified(block):
     before = [tensor.clone() for tensor in arguments]
     block(*arguments)
     assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("without", ["attention", "mamba"])
+def test_one_mixer_stands_alone(without):
+    config = ModelConfig(width=16, pair_width=8, heads=2, d_state=4, head_width=8, **{without: False})
+    block = Block(config, dilation=1).double().eval()
+    assert getattr(block, without) is None and block.gate is None
+    x, pair, mask, pair_mask, lengths = inputs(7, (7, 4))
+    normed = block.mixer_norm(x)
+    alone = block.attention(normed, pair, mask) if without == "mamba" else block.mamba(normed, lengths)
+    torch.testing.assert_close(block.mix(normed, pair, mask, lengths), alone)
+
+
+@torch.no_grad()
+def test_the_pair_track_stays_where_nothing_updates_or_reads_it(block):
+    arguments = inputs(7, (7, 4))
+    assert torch.equal(block(*arguments, pair_is_read=False)[1], arguments[1])
+    assert torch.equal(block(*arguments, pair_is_read=False)[0], block(*arguments)[0])
+    config = ModelConfig(width=16, pair_width=8, heads=2, d_state=4, head_width=8)
+    still = Block(config, dilation=1, updates_pair=False).double().eval()
+    assert torch.equal(still(*arguments)[1], arguments[1])

@@ -22,3 +22,17 @@ def test_unknown_key_is_named_beside_the_known():
 def test_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().width = 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mamba": False, "attention": False}, "got neither"),
+        ({"pair_every": -1}, "pair_every"),
+        ({"tasks": ("folding",)}, "tasks"),
+        ({"tasks": ()}, "tasks"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**values)

@@ -7,6 +7,7 @@ import torch
 
 from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.model.checkpoint import load_checkpoint, save_checkpoint
+from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import EXACT_OFFSET, LARGEST_OFFSET, OFFSET_BINS, TASKS, RibonanzaMamba, offset_bins
 from ribonanzamamba.training.config import LossConfig
 from ribonanzamamba.training.loss import losses
@@ -205,3 +206,26 @@ def test_a_checkpoint_with_prior_comes_back(with_prior, tmp_path):
     save_checkpoint(with_prior, tmp_path / "net", name="test", dtype=torch.float32)
     loaded = load_checkpoint(tmp_path / "net").network
     assert loaded.config.pair_prior and torch.equal(loaded.prior.pair.weight, with_prior.prior.pair.weight)
+
+
+@pytest.mark.parametrize(
+    ("values", "updated"),
+    [({"pair_every": 2}, [False, True]), ({"pair_every": 0}, [False, False]), ({"mamba": False}, [True, True])],
+    ids=str,
+)
+def test_parts_can_be_left_out(values, updated):
+    config = ModelConfig(width=16, pair_width=8, blocks=2, heads=2, d_state=4, head_width=8, **values)
+    network = RibonanzaMamba(dataclasses.replace(config, tasks=("reactivity",)))
+    assert [block.pair_update is not None for block in network.blocks] == updated
+    tokens, mask = pad([random_rna(9, 0)], 9)
+    output = network(tokens, mask)
+    assert output.reactivity.shape == (1, 9, len(config.probes))
+    # heads that the network lacks are not asked
+    assert network.pair_head is None and output.pair_logit is None and output.coordinates is None
+
+
+@torch.inference_mode()
+def test_reactivity_alone_is_the_same(small_network):
+    tokens, mask = pad([random_rna(30, 0)], 32)
+    alone, with_pairs = small_network(tokens, mask, ("reactivity",)), small_network(tokens, mask)
+    assert torch.equal(alone.reactivity, with_pairs.reactivity)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.rna.structure import Structure
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig, read_config
 from ribonanzamamba.training.loop import LOGGED, task_batches, train, train_step
+from ribonanzamamba.training.loss import certain, reactivity_loss
 from ribonanzamamba.training.optimizer import build_optimizers
 from ribonanzamamba.training.tables import read_tables, table_groups
 
@@ -297,3 +299,82 @@ def test_a_step_changes_every_weight_that_has_a_gradient(small_network):
     same = {name for name, parameter in small_network.named_parameters() if torch.equal(parameter, before[name])}
     assert same == {name for name in before if name.startswith("coordinate_module")}
     assert all(parameter.grad is None for parameter in small_network.parameters())
+
+
+FIXED = ["data.structure=[]", "data.coordinates=[]", "data.batch_examples=3", "data.reverse_share=0.5"]
+"""Reactivity alone, batches of one size, each RNA once an epoch."""
+
+
+def test_fixed_batches_are_the_same_for_every_network(config_path):
+    def ids(*overrides: str) -> list[tuple[str, ...]]:
+        data = read_config(config_path, [*FIXED, *overrides]).data
+        training, _ = read_tables(data)
+        stream = task_batches(("reactivity",), training, data, np.random.default_rng([0, 0]), torch.device("cpu"))
+        return [next(stream).ids for _ in range(4)]
+
+    assert ids() == ids("data.pad_multiple=7", "data.tokens=999999", "data.prior_dropout=0.0")
+    assert sorted(itertools.chain(*ids()[:2])) == [f"r{k}" for k in range(6)]
+
+
+def test_some_rnas_are_read_from_the_other_end(config_path):
+    data = read_config(config_path, [*FIXED, "data.reverse_share=1.0"]).data
+    training, _ = read_tables(data)
+    shard = next(task_batches(("reactivity",), training, data, np.random.default_rng(0), torch.device("cpu")))
+    examples = {example.id: example for example in training["reactivity"][0]}
+    for row, name in enumerate(shard.ids):
+        length = examples[name].length
+        expected = torch.from_numpy(examples[name].reactivity[::-1].astype(np.float32))
+        torch.testing.assert_close(shard.batch.reactivity[row, :length], expected, equal_nan=True)
+
+
+def test_structures_are_not_read_from_the_other_end(config_path, tmp_path):
+    with pytest.raises(ValueError, match="expected reactivity alone"):
+        train(config_path, tmp_path / "run", ["data.reverse_share=1.0"])
+
+
+def test_a_batch_in_parts_is_the_same_step(config_path, tmp_path):
+    # without dropout; sums in another order are all that differs
+    settings = [*FIXED, "model.dropout=0.0", "training.steps=2", "data.tokens=256"]
+    runs = [
+        train(config_path, tmp_path / f"run{size}", [*settings, f"training.pass_examples={size}"]) for size in (0, 2)
+    ]
+    weights = [torch.load(run / "state.pt", weights_only=True)["network"] for run in runs]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_only_steps_count(config_path, tmp_path, monkeypatch):
+    """Of a run whose validation and warm-up take long, the minutes are those of its steps."""
+    from ribonanzamamba.training import loop
+
+    def slow(*arguments):
+        time.sleep(0.6)
+        return {"mae/2A3": 0.5}
+
+    def slow_batches(*arguments):
+        time.sleep(0.6)
+        yield from warm_up_batches(*arguments)
+
+    warm_up_batches = loop.warm_up_batches
+    monkeypatch.setattr(loop, "validate", slow)
+    monkeypatch.setattr(loop, "warm_up_batches", slow_batches)
+    settings = [*FIXED, "training.steps_only=true", "training.valid_steps=1", "training.steps=3"]
+    run = train(config_path, tmp_path / "run", settings)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 0 and rows[0]["warm_up_seconds"] > 0.6
+    steps = [row["seconds"] for row in rows if "seconds" in row]
+    assert steps[-1] - steps[0] < 1.2, "two validations stand between them"
+    whole = train(config_path, tmp_path / "whole", [each for each in settings if "steps_only" not in each])
+    first, *_, last = [row["seconds"] for row in metrics(whole)[0]]
+    assert last - first > 1.2
+
+
+def test_reactivities_that_are_certain_can_count_alike(config_path, tmp_path):
+    data = read_config(config_path, FIXED).data
+    batch = collate(read_tables(data)[0]["reactivity"][0])
+    value = torch.zeros_like(batch.reactivity)
+    target, weight = certain(batch)
+    assert torch.equal(weight > 0, batch.reactivity_weight >= 0.5)
+    loss, _ = reactivity_loss(value, None, target, weight)
+    expected = torch.stack([row.clamp(0, 1)[~row.isnan()].mean() for row in target]).mean()
+    torch.testing.assert_close(loss, expected)

@@ -8,7 +8,7 @@ from ribonanzamamba.training.muon import Muon
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "radam"])
 def test_every_parameter_has_one_optimizer(small_network, optimizer):
     optimizers = build_optimizers(small_network, TrainingConfig(optimizer=optimizer))
     taken = [id(p) for each in optimizers for group in each.param_groups for p in group["params"]]
@@ -78,3 +78,35 @@ def test_average_is_exponential(small_network):
         average.update_parameters(small_network)
         expected = value if expected is None else 0.9 * expected + 0.1 * value
     torch.testing.assert_close(average.module.nucleotide.weight, torch.full((5, 32), expected))
+
+
+def test_cosine_decay():
+    config = TrainingConfig(warmup_steps=0, decay_share=0.5, decay="cosine")
+    shares = [learning_rate_share(9, progress, config) for progress in (0.2, 0.5, 0.625, 0.75, 1.0)]
+    assert shares == pytest.approx([1.0, 1.0, (1 + 0.5**0.5) / 2, 0.5, 0.0])
+
+
+def test_radam_is_that_of_pytorch():
+    """With the first steps, in which PyTorch's takes momentum steps, at a rate of 0, both end at the same weights."""
+    config = TrainingConfig(optimizer="radam", warmup_steps=0, weight_decay=0.0, learning_rate=0.01)
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 6).view(2, 3)) for _ in range(2))
+    network = torch.nn.Module()
+    network.weight = ours
+    [optimizer] = build_optimizers(network, config)
+    reference = torch.optim.RAdam([theirs], lr=config.learning_rate)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(40):
+        share = learning_rate_share(step, 0.0, config)
+        set_learning_rate([optimizer], config.learning_rate * share, config)
+        reference.param_groups[0]["lr"] = config.learning_rate if share else 0.0
+        for parameter in (ours, theirs):
+            parameter.grad = torch.randn(2, 3, generator=generator.manual_seed(step))
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(ours, torch.linspace(-1, 1, 6).view(2, 3))
+
+
+def test_unknown_decay(small_network):
+    with pytest.raises(ValueError, match="training.decay: expected one of .*, got 'steps'"):
+        build_optimizers(small_network, TrainingConfig(decay="steps"))

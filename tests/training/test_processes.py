@@ -21,7 +21,8 @@ torch.set_num_threads(1)
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.config import Config, DataConfig
-from ribonanzamamba.training.loop import PASSES, batches_used, task_batches, task_losses, sum_values
+from ribonanzamamba.training.loop import PASSES, batches_used, task_batches, task_losses, sum_values, whole_counts
+from ribonanzamamba.training.loss import Losses
 from ribonanzamamba.training.tables import read_tables
 from ribonanzamamba.training.processes import joined
 
@@ -47,7 +48,8 @@ with joined("cpu") as processes:
                                   processes=processes)
             shard = next(stream)
             sizes.append([len(shard), 0 if shard.batch is None else len(shard.batch)])
-            terms = task_losses(network, tasks, shard.batch, config, processes)
+            counts = whole_counts(shard.batch, processes)
+            terms = Losses() if shard.batch is None else task_losses(network, tasks, shard.batch, config, counts)
             if (total := terms.total(config.loss)) is not None:
                 total.backward()
             values = [getattr(terms, name) for name in ("reactivity", "reactivity_error", "structure", "coordinates")]

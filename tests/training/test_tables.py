@@ -88,3 +88,18 @@ def test_only_the_probes_of_the_network(config_path):
         assert example.reactivity.shape == example.reactivity_weight.shape == (example.length, 1)
     with pytest.raises(ValueError, match=r"model.probes: expected some of .*, got \['XYZ'\]"):
         read_tables(data, ("XYZ",))
+
+
+def test_of_a_store_the_tables_of_the_config_are_used(config_path, tables):
+    prepare_store(config_path, tables / "store")
+    overrides = ["data.structure=[]", "data.coordinates=[]", "data.store=store"]
+    training, held_out = read_tables(read_config(config_path, overrides).data)
+    assert [len(table) for table in training["reactivity"]] == [6] and len(held_out.reactivity) == 2
+    assert training["structure"] == training["coordinates"] == [] and held_out.structure == []
+
+
+def test_examples_without_signal_are_left_out(config_path):
+    # a signal to noise of 5 is a weight of 5/6
+    for least, left in ((0.5, 6), (0.9, 0)):
+        data = read_config(config_path, [f"data.reactivity_least_weight={least}"]).data
+        assert [len(table) for table in read_tables(data)[0]["reactivity"]] == [left]

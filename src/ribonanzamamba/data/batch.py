@@ -58,6 +58,18 @@ class Batch:
         """The batch with every tensor in page-locked memory (needs a GPU)."""
         return Batch(self.ids, *(None if tensor is None else tensor.pin_memory() for tensor in self._tensors()))
 
+    def parts(self, examples: int) -> list["Batch"]:
+        """The batch in parts of at most so many examples, in their order, each as long as the whole; 0: as it is."""
+        if not 0 < examples < len(self):
+            return [self]
+        return [
+            Batch(
+                self.ids[start : start + examples],
+                *(None if tensor is None else tensor[start : start + examples] for tensor in self._tensors()),
+            )
+            for start in range(0, len(self), examples)
+        ]
+
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return tuple(getattr(self, field.name) for field in fields(self)[1:])
 

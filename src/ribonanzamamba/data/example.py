@@ -78,6 +78,43 @@ def crop(example: Example, start: int, stop: int) -> Example:
     )
 
 
+def reverse(example: Example) -> Example:
+    """The RNA and its reactivity read from the other end: another molecule, whose use is to regularise.
+
+    Raises:
+        ValueError: an example with base pairs or coordinates, which mean nothing from the other end.
+
+    >>> reverse(Example("x", "GGAACC", 0, 1, "")).sequence
+    'CCAAGG'
+    """
+    if example.partners is not None or example.coordinates is not None:
+        raise ValueError(f"{example.id}: expected reactivity alone, got base pairs or coordinates")
+    return replace(
+        example,
+        sequence=example.sequence[::-1],
+        reactivity=None if example.reactivity is None else example.reactivity[::-1],
+        reactivity_weight=None if example.reactivity_weight is None else example.reactivity_weight[::-1],
+        prior=None if example.prior is None else example.prior.reverse(example.length),
+    )
+
+
+def reverse_some(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
+    """The examples, each reversed with a probability of `share`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> [each.sequence for each in reverse_some([Example("x", "GC", 0, 1, "")] * 4, 0.5, rng)]
+    ['GC', 'CG', 'CG', 'CG']
+
+    Raises:
+        ValueError: as `reverse`.
+    """
+    reversed_ones = rng.random(len(examples)) < share
+    return [
+        reverse(example) if chosen else example
+        for example, chosen in zip(examples, reversed_ones.tolist(), strict=True)
+    ]
+
+
 def drop_priors(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
     """The examples, each without its prior with a probability of `share`.
 

@@ -59,6 +59,16 @@ class Prior:
         inside = (self.i >= start) & (self.j < stop)
         return Prior(self.i[inside] - np.uint16(start), self.j[inside] - np.uint16(start), self.level[inside])
 
+    def reverse(self, length: int) -> "Prior":
+        """The pairs of an RNA of so many nucleotides, counted from its other end.
+
+        >>> prior = Prior(np.uint16([0, 1]), np.uint16([9, 8]), np.uint8([255, 100])).reverse(12)
+        >>> prior.i.tolist(), prior.j.tolist()
+        ([2, 3], [11, 10])
+        """
+        last = np.uint16(length - 1)
+        return Prior(last - self.j, last - self.i, self.level)
+
 
 def make_prior(i: np.ndarray, j: np.ndarray, p: np.ndarray) -> Prior:
     """Prior from pairs and their probabilities: the rare ones left out, the others rounded to a level.

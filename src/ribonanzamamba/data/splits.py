@@ -13,6 +13,8 @@ from jaxtyping import Float64
 
 from ribonanzamamba.data.example import Example, crop
 
+POOL = 16
+"""Batches whose examples are sorted by length together, where every example comes once an epoch."""
 HASHED_SPLITS = ("train", "valid")
 VALID_PERCENT = 8
 """Share of a table without splits of its own that goes to "valid": about that of our Parquet tables."""
@@ -142,6 +144,46 @@ def _draw_batches(
                 skip -= 1
                 continue
             yield [crop(examples[drawn[k]], int(starts[k]), int(starts[k] + lengths[k])) for k in plan[which]]
+
+
+def epoch_batches(
+    examples: Sequence[Example],
+    *,
+    batch_examples: int,
+    rng: np.random.Generator,
+    max_length: int | None = None,
+    skip: int = 0,
+) -> Iterator[list[Example]]:
+    """Endless batches of exactly so many examples; each epoch holds every example at most once, in random order.
+
+    Examples of similar length come together: within each POOL batches of the order they are sorted by length, and the
+    batches of an epoch come in random order. The examples beyond a whole number of batches are left out, other ones in
+    each epoch. What comes out depends on the state of `rng` alone: neither padding nor a limit on memory changes which
+    examples a batch has. `max_length` and `skip` are those of `sample_batches`.
+
+    Raises:
+        ValueError: fewer examples than one batch.
+    """
+    if not 0 < batch_examples <= len(examples):
+        raise ValueError(f"expected batches of 1 to {len(examples)} examples, got {batch_examples}")
+    return _draw_epochs(examples, batch_examples, rng, max_length, skip)
+
+
+def _draw_epochs(
+    examples: Sequence[Example], count: int, rng: np.random.Generator, max_length: int | None, skip: int
+) -> Iterator[list[Example]]:
+    lengths = np.array([example.length for example in examples], dtype=np.int64)
+    cropped = lengths if max_length is None else np.minimum(lengths, max_length)
+    while True:
+        order = rng.permutation(len(examples))[: len(examples) // count * count]
+        starts = rng.integers(0, lengths - cropped, endpoint=True)
+        pools = [order[k : k + POOL * count] for k in range(0, len(order), POOL * count)]
+        order = np.concatenate([pool[np.argsort(cropped[pool], kind="stable")] for pool in pools])
+        for indices in rng.permutation(order.reshape(-1, count)).tolist():
+            if skip > 0:
+                skip -= 1
+                continue
+            yield [crop(examples[k], int(starts[k]), int(starts[k] + cropped[k])) for k in indices]
 
 
 def _distribution(weights: Float64[np.ndarray, " weight"], count: int) -> Float64[np.ndarray, " weight"]:

@@ -1,5 +1,5 @@
 """One block of the trunk: convolution, then state space beside attention joined by a
-gate, then feed-forward, then the pair track."""
+gate (or one of the two alone), then feed-forward, then the pair track."""
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +12,24 @@ from ribonanzamamba.model.config import ModelConfig
 
 
 class Block(nn.Module):
-    """Sequence track and pair track, each informed by the other."""
+    """Sequence track and pair track, each informed by the other; without `updates_pair` the pair track stays."""
 
-    def __init__(self, config: ModelConfig, *, dilation: int):
+    def __init__(self, config: ModelConfig, *, dilation: int, updates_pair: bool = True):
         super().__init__()
         width = config.width
         self.convolution = SeparableConvolution(width, config.kernels)
         self.mixer_norm = RMSNorm(width)
-        self.attention = PairBiasedAttention(width, config.pair_width, heads=config.heads)
-        self.mamba = BiMamba(width, d_state=config.d_state, expand=config.expand, head_width=config.head_width)
-        self.gate = nn.Linear(2 * width, width)
+        self.attention = PairBiasedAttention(width, config.pair_width, heads=config.heads) if config.attention else None
+        self.mamba = (
+            BiMamba(width, d_state=config.d_state, expand=config.expand, head_width=config.head_width)
+            if config.mamba
+            else None
+        )
+        self.gate = nn.Linear(2 * width, width) if config.attention and config.mamba else None
         self.feed_norm = RMSNorm(width)
         self.feed_in = nn.Linear(width, config.feed_forward * width)
         self.feed_out = nn.Linear(config.feed_forward * width, width)
-        self.pair_update = PairUpdate(width, config.pair_width, dilation=dilation)
+        self.pair_update = PairUpdate(width, config.pair_width, dilation=dilation) if updates_pair else None
         self.dropout = nn.Dropout(config.dropout)
         self.checkpoint_pair = False
         """Whether what reads and writes the pair track is computed again in the backward pass."""
@@ -37,15 +41,32 @@ class Block(nn.Module):
         mask: Bool[Tensor, "batch length"],
         pair_mask: Bool[Tensor, "batch length length 1"],
         lengths: Int[Tensor, " batch"],
+        pair_is_read: bool = True,
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
+        """Both tracks; the pair track unchanged where nothing reads it afterwards."""
         x = x + self.dropout(self.convolution(x, mask))
-        h = self.mixer_norm(x)
+        x = x + self.dropout(self.mix(self.mixer_norm(x), pair, mask, lengths))
+        x = x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
+        if self.pair_update is None or not pair_is_read:
+            return x, pair
+        return x, recomputed(self.pair_update, x, pair, pair_mask, wanted=self.checkpoint_pair)
+
+    def mix(
+        self,
+        h: Float[Tensor, "batch length width"],
+        pair: Float[Tensor, "batch length length pair_width"],
+        mask: Bool[Tensor, "batch length"],
+        lengths: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch length width"]:
+        """What the positions learn of each other: by attention, by the state space, or by a gate's share of both."""
+        if self.attention is None:
+            return self.mamba(h, lengths)
         attended = recomputed(self.attention, h, pair, mask, wanted=self.checkpoint_pair)
+        if self.mamba is None:
+            return attended
         scanned = self.mamba(h, lengths)
         gate = torch.sigmoid(self.gate(torch.cat([attended, scanned], dim=-1)))
-        x = x + self.dropout(gate * attended + (1 - gate) * scanned)
-        x = x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
-        return x, recomputed(self.pair_update, x, pair, pair_mask, wanted=self.checkpoint_pair)
+        return gate * attended + (1 - gate) * scanned
 
 
 def recomputed(module: nn.Module, *inputs, wanted: bool):

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from ribonanzamamba.rna.records import PROBES
 
+TASKS = ("reactivity", "structure", "coordinates")
+
 Sizes = TypeVar("Sizes", bound="PlainValues")
 
 
@@ -55,6 +57,12 @@ class ModelConfig(PlainValues):
     """Dilations of the pair convolutions, nucleotides, repeated over the blocks."""
     dropout: float = 0.1
     """Dropped share of each residual branch of the sequence track."""
+    mamba: bool = True
+    """The state space is there; without it attention alone mixes the positions."""
+    attention: bool = True
+    """Attention is there; without it the state space alone mixes the positions."""
+    pair_every: int = 1
+    """The pair track is updated after every so many blocks; 0: never, it stays as it was embedded."""
     coordinate_width: int = 192
     """Channels of the coordinate module."""
     coordinate_layers: int = 4
@@ -63,3 +71,13 @@ class ModelConfig(PlainValues):
     pair_prior: bool = False
     """Pair probabilities of a thermodynamic model are an input, which may be missing."""
     probes: tuple[str, ...] = PROBES
+    tasks: tuple[str, ...] = TASKS
+    """What the network has heads for."""
+
+    def __post_init__(self) -> None:
+        if not self.mamba and not self.attention:
+            raise ValueError("model: expected mamba or attention, got neither")
+        if self.pair_every < 0:
+            raise ValueError(f"model.pair_every: expected at least 0, got {self.pair_every}")
+        if not self.tasks or set(self.tasks) - set(TASKS):
+            raise ValueError(f"model.tasks: expected some of {TASKS}, got {self.tasks}")

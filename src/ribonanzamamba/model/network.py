@@ -25,11 +25,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ribonanzamamba.model.block import Block, recomputed
-from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.model.config import TASKS, ModelConfig
 from ribonanzamamba.model.coordinates import CoordinateModule, expected_plddt
 from ribonanzamamba.model.heads import PairHead, ReactivityHead, pair_probability
 
-TASKS = ("reactivity", "structure", "coordinates")
 TOKENS = 5
 """A C G U N; padding is N under a False mask."""
 EXACT_OFFSET = 32
@@ -110,16 +109,28 @@ class RibonanzaMamba(nn.Module):
         self.nucleotide_pair = nn.Embedding(TOKENS * TOKENS, config.pair_width)
         self.offset = nn.Embedding(2 * (EXACT_OFFSET + OFFSET_BINS) + 1, config.pair_width)
         self.blocks = nn.ModuleList(
-            [Block(config, dilation=config.dilations[k % len(config.dilations)]) for k in range(config.blocks)]
+            [
+                Block(
+                    config,
+                    dilation=config.dilations[k % len(config.dilations)],
+                    updates_pair=config.pair_every > 0 and (k + 1) % config.pair_every == 0,
+                )
+                for k in range(config.blocks)
+            ]
         )
-        self.reactivity_head = ReactivityHead(config.width, len(config.probes))
-        self.pair_head = PairHead(config.width, config.pair_width)
-        self.coordinate_module = CoordinateModule(
-            config.width,
-            config.pair_width,
-            coordinate_width=config.coordinate_width,
-            layers=config.coordinate_layers,
-            models=config.coordinate_models,
+        has = {task: task in config.tasks for task in TASKS}
+        self.reactivity_head = ReactivityHead(config.width, len(config.probes)) if has["reactivity"] else None
+        self.pair_head = PairHead(config.width, config.pair_width) if has["structure"] else None
+        self.coordinate_module = (
+            CoordinateModule(
+                config.width,
+                config.pair_width,
+                coordinate_width=config.coordinate_width,
+                layers=config.coordinate_layers,
+                models=config.coordinate_models,
+            )
+            if has["coordinates"]
+            else None
         )
         # last, so that it takes no random numbers from the others
         self.prior = PriorEmbedding(config.width, config.pair_width) if config.pair_prior else None
@@ -142,8 +153,10 @@ class RibonanzaMamba(nn.Module):
         """Compile the elementwise chains of the pair track (seconds, once for all
         shapes); worth it on a GPU, for training."""
         for block in self.blocks:
-            block.pair_update.fuse()
-            block.attention.pair_norm.fuse()
+            if block.pair_update is not None:
+                block.pair_update.fuse()
+            if block.attention is not None:
+                block.attention.pair_norm.fuse()
 
     def forward(
         self,
@@ -153,7 +166,8 @@ class RibonanzaMamba(nn.Module):
         prior: Float[Tensor, "batch length length"] | None = None,
         prior_known: Bool[Tensor, " batch"] | None = None,
     ) -> ModelOutput:
-        """Outputs for the tasks asked for; `mask` is True for real nucleotides, which come first in each row.
+        """Outputs for the tasks asked for, of those in `config.tasks`; `mask` is True for real nucleotides, which come
+        first in each row.
 
         `prior` holds pair probabilities, symmetric, for the rows where `prior_known` (all, by default); None: for none.
 
@@ -177,8 +191,11 @@ class RibonanzaMamba(nn.Module):
         if torch.is_autocast_enabled(tokens.device.type):
             # the largest tensor stays in the compute dtype; the sequence track's sum stays float32
             pair = pair.to(torch.get_autocast_dtype(tokens.device.type))
-        for block in self.blocks:
-            x, pair = recomputed(block, x, pair, mask, pair_mask, lengths, wanted=self.checkpointing == "all")
+        tasks = [task for task in tasks if task in self.config.tasks]
+        for k, block in enumerate(self.blocks):
+            # the last update of the pair track is for the heads that read pairs
+            read = k + 1 < len(self.blocks) or any(task != "reactivity" for task in tasks)
+            x, pair = recomputed(block, x, pair, mask, pair_mask, lengths, read, wanted=self.checkpointing == "all")
         return self.read(x, pair, mask, tasks)
 
     def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:

@@ -153,9 +153,10 @@ class RibonanzaNet(nn.Module):
         return ModelOutput(reactivity=self.reactivity_head(x).float())
 
     def fuse(self) -> None:
-        """Compile all layers but the last, in place (minutes on a GPU, at the first batch); worth it for training."""
+        """Compile all layers but the last, in place (minutes on a GPU, at the first batch of each shape: pad to few
+        lengths); worth it for training."""
         for block in self.blocks[:-1]:
-            block.compile()
+            block.compile(dynamic=False)
 
     def later_sign(self, mask: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
         """What stands for the mask from the first attention on: 1 and 0, or with the faults 1 and -1, or only 1."""

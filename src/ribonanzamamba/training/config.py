@@ -25,11 +25,14 @@ class DataConfig:
     coordinates: tuple[str, ...] = ()
     """Tables of 3D coordinates; likewise."""
     store: str = ""
-    """Folder that `prepare` made of these tables, relative to the TOML file, read in their place; empty: none."""
+    """Folder that `prepare` made of these tables (and maybe others), relative to the TOML file, read in their place;
+    empty: none."""
     reactivity_shares: tuple[float, ...] = ()
     """Share of the batches' examples drawn from each reactivity table; empty: in proportion to their clusters."""
     structure_shares: tuple[float, ...] = ()
     """The same for each structure table."""
+    reactivity_least_weight: float = 0.0
+    """Training examples whose reactivity has nowhere this much weight are left out; 0.5 is a signal to noise of 1."""
     reactivity_share: float = 0.5
     """Share of reactivity among the examples of a batch; the rest are structures."""
     reactivity_cluster_power: float = 0.25
@@ -43,6 +46,11 @@ class DataConfig:
     tokens: int = 20480
     """Padded nucleotides of a batch of reactivity and structure examples, at most; its pair cells are at most 160
     times as many. Of the whole batch, whatever the number of processes that share it."""
+    batch_examples: int = 0
+    """Examples in every batch of reactivity and structures, each example once an epoch; shares, cluster powers and
+    `tokens` do not count then. 0: batches of `tokens`, drawn by weight."""
+    reverse_share: float = 0.0
+    """Share of the examples drawn that are read from the other end, sequence and reactivity; reactivity only."""
     max_length: int = 400
     """Longer RNAs are cropped to a random window, nucleotides."""
     coordinate_tokens: int = 4096
@@ -65,6 +73,9 @@ class LossConfig:
 
     reactivity: float = 4.0
     """Of the mean absolute error, dimensionless like the reactivity."""
+    reactivity_by_trust: bool = True
+    """A reactivity counts by its weight, a half and 1 - 1/20 for a signal to noise of 1 and 20; false: all those of
+    weight 0.5 and more count alike, the others not at all."""
     reactivity_error: float = 0.2
     """Of the likelihood of that error under the predicted one, nats."""
     structure: float = 1.0
@@ -82,8 +93,12 @@ class TrainingConfig:
     minutes: float = 0.0
     """Wall time after which the run is over although steps are left, minutes, all sittings of the run together; the
     schedule follows whichever is further on. 0: no limit."""
+    steps_only: bool = False
+    """`minutes` counts steps alone: neither reading tables nor validating, nor a pass over a batch of every length
+    before the first step, in which kernels are compiled."""
     optimizer: str = "muon"
-    """"muon": Muon for matrices inside the trunk, AdamW for the rest; or "adamw"."""
+    """"muon": Muon for matrices inside the trunk, AdamW for the rest; "adamw"; or "radam": AdamW whose rate is
+    rectified while few gradients were seen."""
     learning_rate: float = 1e-3
     """Peak of AdamW's, for the whole batch, a step."""
     matrix_rate: float = 2.0
@@ -93,7 +108,9 @@ class TrainingConfig:
     warmup_steps: int = 200
     """Steps over which the rate rises linearly from 0."""
     decay_share: float = 0.35
-    """Last share of the steps, over which the rate falls to zero (linearly); constant before."""
+    """Last share of the steps, over which the rate falls to zero; constant before."""
+    decay: str = "linear"
+    """How it falls: "linear" or "cosine"."""
     clip_norm: float = 1.0
     """Largest norm of the gradient of all weights together; a longer one is scaled down."""
     average_decay: float = 0.999
@@ -105,7 +122,10 @@ class TrainingConfig:
     bfloat16: bool = True
     """Autocast to bfloat16 on a GPU."""
     fuse: bool = False
-    """torch.compile the elementwise chains of the pair track."""
+    """torch.compile the elementwise chains of the pair track; of RibonanzaNet, whole layers."""
+    pass_examples: int = 0
+    """Examples of one forward and backward pass; larger batches are divided and their gradients added up: the same
+    step in less memory. 0: the whole batch."""
     checkpointing: str = "off"
     """Activations thrown away after the forward pass and computed again in the backward one: "off", "pair" (the pair
     track and the attention that reads it) or "all" (whole blocks). The same numbers, less memory, more time."""
@@ -153,10 +173,30 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ValueError: an unknown section or key, a value of another type, or an override without a section.
     """
     path = Path(path)
+    values = read_toml(path)
+    apply_overrides(values, overrides)
+    resolve_paths(values, path.parent)
+    return config_from_dict(values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The nested values of a TOML file.
+
+    Raises:
+        ValueError: no TOML, with the path.
+    """
     try:
-        values = tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set `section.key=value` texts in nested values.
+
+    Raises:
+        ValueError: an override without a section.
+    """
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -167,14 +207,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         except tomllib.TOMLDecodeError:
             value = text
         values.setdefault(section, {})[key] = value
-    folder = path.parent
+
+
+def resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the paths of the section `data` relative to a folder."""
+    data = values.get("data", {})
     for key in ("reactivity", "structure", "coordinates"):
-        # anything but a list is refused below, by its type
-        if isinstance(values.get("data", {}).get(key), list):
-            values["data"][key] = [str(folder / table) for table in values["data"][key]]
-    if isinstance(store := values.get("data", {}).get("store"), str) and store:
-        values["data"]["store"] = str(folder / store)
-    return config_from_dict(values)
+        # anything but a list is refused later, by its type
+        if isinstance(data.get(key), list):
+            data[key] = [str(folder / table) for table in data[key]]
+    if isinstance(store := data.get("store"), str) and store:
+        data["store"] = str(folder / store)
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ribonanzamamba.data.batch import Batch, collate, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
-from ribonanzamamba.data.example import Example, drop_priors
-from ribonanzamamba.data.splits import cluster_weights, sample_batches
+from ribonanzamamba.data.example import Example, crop, drop_priors, reverse_some
+from ribonanzamamba.data.splits import cluster_weights, epoch_batches, padded_length, sample_batches
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
 from ribonanzamamba.training.config import Config, DataConfig, read_config
@@ -39,6 +39,8 @@ PASSES = (("reactivity", "structure"), ("coordinates",))
 """Tasks that share a batch, and so a pass through the trunk: short chains with coordinates need a pass of their own."""
 LOGGED = ("reactivity", "reactivity_error", "structure", "coordinates", "gradient_norm", "skipped")
 """What `train_step` returns; "skipped" is 1 where a loss or gradient was not finite and no weight was changed."""
+MOST_LENGTHS = 16
+"""Lengths for which kernels are compiled before the first step."""
 STOP_FOR_BAD_BATCHES = 1000.0
 """Beside the numbers of signals, which are smaller."""
 
@@ -64,8 +66,26 @@ def train(
     """
     began = time.monotonic()
     config = read_config(config_path, overrides)
+    path = Path(out) if out is not None else Path("runs") / config.name
+    return train_config(config, path, build=build, display=display, began=began)
+
+
+def train_config(
+    config: Config,
+    path: Path,
+    *,
+    build: Callable[[Config], nn.Module] = build_network,
+    display: Display | None = None,
+    began: float | None = None,
+) -> Path:
+    """`train` with a config in memory and the run folder `path`; `began` is the moment (monotonic) from which the run's
+    minutes count.
+
+    Raises:
+        ValueError, NonFiniteError, Terminated, KeyboardInterrupt, OSError: as `train`.
+    """
+    began = time.monotonic() if began is None else began
     with noted_signals() as signals, joined(config.training.device) as processes, display or Display() as shown:
-        path = Path(out) if out is not None else Path("runs") / config.name
         folder = RunFolder(path, config, writes=processes.leads)
         Run(config, folder, processes, signals, shown, build, began).go()
     return folder.path
@@ -97,6 +117,7 @@ class Run:
         if settings.fuse:
             self.network.fuse()
         training, held_out = read_tables(config.data, tuple(self.network.config.probes))
+        self.training = training
         self.held_out = held_out.sample(settings.valid_examples)
         self.waiting = Waiting(device)
         self.streams = {
@@ -134,6 +155,8 @@ class Run:
     def go(self) -> None:
         """Steps until the run is over or ended."""
         settings, state = self.config.training, self.state
+        if settings.steps_only and state.finished != state.step:
+            self.warm_up()
         while True:
             progress, stop = self.agree()
             if stop == STOP_FOR_BAD_BATCHES:
@@ -154,6 +177,24 @@ class Run:
                 self.save()
         if state.finished != state.step:
             self.finish(progress)
+
+    def warm_up(self) -> None:
+        """A pass over a batch of every length that will come, which changes no weight: kernels are compiled and tuned
+        for it. The run's time begins (or goes on) after it."""
+        began = time.monotonic()
+        device = self.processes.device
+        for tasks, batch in warm_up_batches(self.training, self.config):
+            for part in batch.to(device).parts(self.config.training.pass_examples):
+                counts = Counts.of(part)
+                total = task_losses(self.network.train(), tasks, part, self.config, counts).total(self.config.loss)
+                if total is not None:
+                    total.backward()
+            self.network.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.monotonic()
+        self.folder.append({"step": self.state.step, "warm_up_seconds": round(now - began, 2)})
+        self.clock, self.last_log = now - self.state.seconds, now
 
     def agree(self) -> tuple[float, float]:
         """Share of the run that is over, and why to stop (0: no reason), the same for all processes."""
@@ -238,6 +279,8 @@ class Run:
         self.processes.wait()
         # the speed in the log is that of training
         self.last_log += time.monotonic() - began
+        if self.config.training.steps_only:
+            self.clock += time.monotonic() - began
 
     def save(self) -> bool:
         self.take_note(wait=True)
@@ -289,14 +332,19 @@ class Run:
             if shard.batch is None:
                 continue
 
-            def backward(tasks: tuple[str, ...] = tasks, batch: Batch = shard.batch) -> dict[str, Tensor]:
-                terms = task_losses(self.network, tasks, batch, self.config, ALONE)
-                if (total := terms.total(self.config.loss)) is not None:
-                    total.backward()
-                return {name: term.detach() for name in LOGGED[:4] if (term := getattr(terms, name)) is not None}
+            counts = Counts.of(shard.batch)
+            for part in shard.batch.parts(self.config.training.pass_examples):
 
-            if place := find_nonfinite(self.network.train(), backward):
-                return place
+                def backward(
+                    tasks: tuple[str, ...] = tasks, batch: Batch = part, counts: Counts = counts
+                ) -> dict[str, Tensor]:
+                    terms = task_losses(self.network, tasks, batch, self.config, counts)
+                    if (total := terms.total(self.config.loss)) is not None:
+                        total.backward()
+                    return {name: term.detach() for name in LOGGED[:4] if (term := getattr(terms, name)) is not None}
+
+                if place := find_nonfinite(self.network.train(), backward):
+                    return place
         return ""
 
 
@@ -328,14 +376,16 @@ def train_step(
     values = dict.fromkeys(LOGGED[:4], nothing)
     bad = torch.zeros((), device=device)
     for tasks, batch in batches.items():
-        terms = task_losses(network, tasks, batch, config, processes)
-        if (total := terms.total(config.loss)) is not None:
-            bad = bad + ~total.detach().isfinite()
-            if total.requires_grad:
-                total.backward()
-        for name in values:
-            if (term := getattr(terms, name)) is not None:
-                values[name] = term.detach()
+        counts = whole_counts(batch, processes)
+        for part in () if batch is None else batch.parts(config.training.pass_examples):
+            terms = task_losses(network, tasks, part, config, counts)
+            if (total := terms.total(config.loss)) is not None:
+                bad = bad + ~total.detach().isfinite()
+                if total.requires_grad:
+                    total.backward()
+            for name in values:
+                if (term := getattr(terms, name)) is not None:
+                    values[name] = term.detach() if values[name] is nothing else values[name] + term.detach()
     parameters = list(network.parameters())
     processes.sum_gradients(parameters)
     losses_sum, bad = sum_values(torch.stack([value.float() for value in values.values()]), bad, processes)
@@ -349,18 +399,19 @@ def train_step(
     return torch.cat([torch.where(skipped > 0, nothing, row), skipped[None]])
 
 
-def task_losses(
-    network: nn.Module, tasks: tuple[str, ...], batch: Batch | None, config: Config, processes: Processes
-) -> Losses:
-    """Forward pass over this process's part of a batch; the terms are its part of the whole batch's."""
+def whole_counts(batch: Batch | None, processes: Processes) -> Counts:
+    """The counts of a batch of which each process has a part, or none."""
     device = processes.device if batch is None else batch.tokens.device
     counts = torch.zeros(4, device=device) if batch is None else Counts.of(batch).to_tensor()
-    counts = Counts.from_tensor(processes.sum(counts))
-    if batch is None:
-        return Losses()
+    return Counts.from_tensor(processes.sum(counts))
+
+
+def task_losses(network: nn.Module, tasks: tuple[str, ...], batch: Batch, config: Config, counts: Counts) -> Losses:
+    """Forward pass over a part of a batch; the terms are its part of the whole batch's, of which the counts are."""
+    device = batch.tokens.device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
         output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
-    return losses(output, batch, counts)
+    return losses(output, batch, counts, config.loss.reactivity_by_trust)
 
 
 def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
@@ -424,25 +475,33 @@ def task_batches(
         weights.append(share * weight / max(weight.sum(), 1e-12))
     alone = "coordinates" in tasks
     tokens = config.coordinate_tokens if alone else config.tokens
-    weight = np.concatenate(weights)
-    drawn = sample_batches(
-        examples,
-        weights=weight / weight.sum(),
-        max_tokens=tokens,
-        # a batch of long RNAs has as many pair cells as one of 160 nt
-        max_cells=tokens * 160,
-        max_examples=1024,
-        max_length=config.coordinate_max_length if alone else config.max_length,
-        rng=rng,
-        multiple=config.pad_multiple,
-        skip=skip,
-    )
+    max_length = config.coordinate_max_length if alone else config.max_length
+    if config.batch_examples and not alone:
+        drawn = epoch_batches(examples, batch_examples=config.batch_examples, rng=rng, max_length=max_length, skip=skip)
+    else:
+        weight = np.concatenate(weights)
+        drawn = sample_batches(
+            examples,
+            weights=weight / weight.sum(),
+            max_tokens=tokens,
+            # a batch of long RNAs has as many pair cells as one of 160 nt
+            max_cells=tokens * 160,
+            max_examples=1024,
+            max_length=max_length,
+            rng=rng,
+            multiple=config.pad_multiple,
+            skip=skip,
+        )
     # a generator for each batch, of its number: nothing in what is drawn changes, and a continued run drops the same
     root = int(rng.spawn(1)[0].integers(2**63))
-    drawn = (
-        drop_priors(batch, config.prior_dropout, np.random.default_rng([root, number]))
-        for number, batch in enumerate(drawn, start=skip)
-    )
+    reversed_share = 0.0 if alone else config.reverse_share
+
+    def vary(batch: list[Example], number: int) -> list[Example]:
+        rng = np.random.default_rng([root, number])
+        batch = drop_priors(batch, config.prior_dropout, rng)
+        return reverse_some(batch, reversed_share, rng) if reversed_share else batch
+
+    drawn = (vary(batch, number) for number, batch in enumerate(drawn, start=skip))
 
     def make(batch: list[Example]) -> Shard:
         mine = batch[processes.rank :: processes.count]
@@ -455,3 +514,25 @@ def task_batches(
     return (
         Shard(shard.ids, None if shard.batch is None else shard.batch.to(device, non_blocking=True)) for shard in ahead
     )
+
+
+def warm_up_batches(
+    training: Mapping[str, list[list[Example]]], config: Config
+) -> Iterator[tuple[tuple[str, ...], Batch]]:
+    """A batch of `data.batch_examples` of every padded length that the examples of reactivity and structures have,
+    the longest first, so that memory is asked for once; nothing without fixed batches.
+
+    More than MOST_LENGTHS are thinned out evenly: kernels that serve all lengths are compiled at the first of them.
+    """
+    data = config.data
+    tasks = tuple(task for task in PASSES[0] if any(training[task]))
+    examples = [example for task in tasks for table in training[task] for example in table]
+    if not data.batch_examples or not examples:
+        return
+    by_length: dict[int, Example] = {}
+    for example in examples:
+        cropped = crop(example, 0, min(example.length, data.max_length))
+        by_length.setdefault(padded_length(cropped.length, data.pad_multiple), cropped)
+    lengths = sorted(by_length, reverse=True)
+    for length in lengths[:: -(-len(lengths) // MOST_LENGTHS)]:
+        yield tasks, collate([by_length[length]] * data.batch_examples, multiple=data.pad_multiple)

@@ -17,6 +17,8 @@ from ribonanzamamba.training.config import LossConfig
 SATURATION = 20.0
 """Angstrom at which a distance error counts half of what it can count at most: far errors
 keep a gradient, but do not rule."""
+CERTAIN = 0.5
+"""Weight of a reactivity with a signal to noise of 1."""
 LENGTH_UNIT = 10.0
 """Angstrom a unit of loss."""
 BEST_MODEL_SHARE = 0.8
@@ -89,19 +91,29 @@ def count_resolved(resolved: Bool[Tensor, "batch length 4"]) -> tuple[Tensor, Te
     return some.sum().float(), (seen * some).sum().float(), seen.square().sum().float()
 
 
-def losses(output: ModelOutput, batch: Batch, counts: Counts | None = None) -> Losses:
-    """Terms for whatever the batch measured and the output holds, means over the `counts` (the batch's own)."""
+def losses(output: ModelOutput, batch: Batch, counts: Counts | None = None, by_trust: bool = True) -> Losses:
+    """Terms for whatever the batch measured and the output holds, means over the `counts` (the batch's own); without
+    `by_trust` reactivities of CERTAIN weight count alike."""
     counts = counts or Counts.of(batch)
     reactivity = error = structure = coordinates = None
     if batch.reactivity is not None and output.reactivity is not None:
         reactivity, error = reactivity_loss(
-            output.reactivity, output.reactivity_error, batch.reactivity, batch.reactivity_weight, counts.examples
+            output.reactivity,
+            output.reactivity_error,
+            *((batch.reactivity, batch.reactivity_weight) if by_trust else certain(batch)),
+            counts.examples,
         )
     if batch.partners is not None and output.pair_logit is not None:
         structure = structure_loss(output.pair_logit, output.no_partner_logit, batch.partners, counts.examples)
     if batch.coordinates is not None and output.coordinates is not None:
         coordinates = coordinate_loss(output, batch.coordinates, counts)
     return Losses(reactivity, error, structure, coordinates)
+
+
+def certain(batch: Batch) -> tuple[Float[Tensor, "batch length probe"], Float[Tensor, "batch length probe"]]:
+    """The reactivities of CERTAIN weight and more, NaN in place of the others, and their weights, all 1."""
+    kept = batch.reactivity_weight >= CERTAIN
+    return batch.reactivity.masked_fill(~kept, float("nan")), kept.to(batch.reactivity.dtype)
 
 
 def mean_over(value: Tensor, count: Tensor | int) -> Tensor:

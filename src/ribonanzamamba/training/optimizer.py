@@ -1,5 +1,7 @@
 """Optimizer, learning-rate schedule and averaged weights."""
 
+import math
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -7,11 +9,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ribonanzamamba.training.config import TrainingConfig
 from ribonanzamamba.training.muon import Muon
 
-OPTIMIZERS = ("muon", "adamw")
+OPTIMIZERS = ("muon", "adamw", "radam")
+RADAM_BETAS = (0.9, 0.999)
+DECAYS = ("linear", "cosine")
 
 
 def build_optimizers(network: nn.Module, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the linear layers in `network.blocks` and AdamW for everything else, or AdamW for all.
+
+    "radam" is AdamW with RAdam's betas; `learning_rate_share` rectifies its rate.
 
     Muon's step is scaled to AdamW's root mean square (Liu et al. 2025), so that one learning rate serves both.
     Parameters that need no gradient (frozen ones) are left out.
@@ -21,6 +27,8 @@ def build_optimizers(network: nn.Module, config: TrainingConfig) -> list[torch.o
     """
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"training.optimizer: expected one of {OPTIMIZERS}, got {config.optimizer!r}")
+    if config.decay not in DECAYS:
+        raise ValueError(f"training.decay: expected one of {DECAYS}, got {config.decay!r}")
     matrices = []
     if config.optimizer == "muon":
         linear = (module for module in network.blocks.modules() if isinstance(module, nn.Linear))
@@ -33,9 +41,10 @@ def build_optimizers(network: nn.Module, config: TrainingConfig) -> list[torch.o
         {"params": [parameter for parameter in rest if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = []
+    betas = RADAM_BETAS if config.optimizer == "radam" else (0.9, 0.98)
     if rest:
         # fused, on a CPU too: it is the implementation that knows `found_inf`, by which a bad batch is passed over
-        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True))
+        optimizers.append(torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True))
     if matrices:
         optimizers.append(
             Muon(matrices, lr=config.matrix_rate * config.learning_rate, weight_decay=config.weight_decay)
@@ -44,8 +53,8 @@ def build_optimizers(network: nn.Module, config: TrainingConfig) -> list[torch.o
 
 
 def learning_rate_share(step: int, progress: float, config: TrainingConfig) -> float:
-    """Share of the peak learning rate: linear warm-up by steps, constant, linear decay to zero over the last
-    `decay_share` of the run.
+    """Share of the peak learning rate: linear warm-up by steps, constant, decay to zero over the last `decay_share` of
+    the run; of "radam" times the rectification.
 
     `progress` is the finished share of the run, by steps or by time.
 
@@ -54,7 +63,27 @@ def learning_rate_share(step: int, progress: float, config: TrainingConfig) -> f
     [0.1, 1.0, 0.5]
     """
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return warm * max(0.0, min(1.0, (1 - progress) / max(config.decay_share, 1e-9)))
+    left = max(0.0, min(1.0, (1 - progress) / max(config.decay_share, 1e-9)))
+    if config.decay == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return warm * left * (rectification(step + 1) if config.optimizer == "radam" else 1.0)
+
+
+def rectification(step: int, beta: float = RADAM_BETAS[1]) -> float:
+    """Factor of Adam's learning rate in its first steps, counted from 1, in which the mean square of the gradients is
+    of few of them; 0 as long as its variance cannot be told (there RAdam takes steps of plain momentum, or none).
+
+    Source: Liu et al. 2020, "On the variance of the adaptive learning rate and beyond", algorithm 2.
+
+    >>> [round(rectification(step), 3) for step in (1, 5, 6, 100, 10_000)]
+    [0.0, 0.0, 0.026, 0.215, 1.0]
+    """
+    longest = 2 / (1 - beta) - 1
+    seen = longest - 2 * step * beta**step / (1 - beta**step)
+    if seen <= 5:
+        return 0.0
+    square = (seen - 4) * (seen - 2) * longest / ((longest - 4) * (longest - 2) * seen)
+    return math.sqrt(square)
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float, config: TrainingConfig) -> None:

@@ -13,6 +13,7 @@ from ribonanzamamba.data.prior import compute_priors, read_priors
 from ribonanzamamba.data.reactivity_table import read_reactivity_table
 from ribonanzamamba.data.store import read_store, write_store
 from ribonanzamamba.data.structure_table import read_structure_table
+from ribonanzamamba.model.config import TASKS
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import DataConfig, read_config
 from ribonanzamamba.training.validation import HeldOut
@@ -29,17 +30,32 @@ def read_tables(config: DataConfig, probes: Sequence[str] = PROBES) -> tuple[dic
     """Training examples of each task, a list a table, and what is held out for validation; from the store where the
     config names one. `probes` is the probe axis, some of PROBES; examples measured with none of them are left out.
 
+    Of a store, only the tables are used that the config names, all where it names none.
+
     Raises:
-        ValueError: a store of other tables than the config's.
+        ValueError: a store that lacks one of the config's tables.
     """
     if not config.store:
         return divide(with_probes(table_groups(config), probes), config)
-    groups = read_store(config.store)
-    named = [*config.reactivity, *config.structure, *config.coordinates]
-    stored = list(dict.fromkeys(name.split("/")[2] for name in groups))
-    if named and stored != list(dict.fromkeys(Path(path).name for path in named)):
-        raise ValueError(f"{config.store}: holds {', '.join(stored)}, the config names {', '.join(named)}")
+    groups = stored_groups(read_store(config.store), config)
     return divide(with_probes(groups, probes), config)
+
+
+def stored_groups(groups: Mapping[str, list[Example]], config: DataConfig) -> dict[str, list[Example]]:
+    """Of a store's groups those of the config's tables, in the config's order; all where it names none.
+
+    Raises:
+        ValueError: a table that the store lacks.
+    """
+    tables: dict[tuple[str, str], list[str]] = {}
+    for name in groups:
+        task, _, file, _ = name.split("/")
+        tables.setdefault((task, file), []).append(name)
+    named = [(task, Path(path).name) for task in TASKS for path in getattr(config, task)] or list(tables)
+    if lacking := [file for task, file in named if (task, file) not in tables]:
+        stored = ", ".join(file for _, file in tables)
+        raise ValueError(f"{config.store}: holds {stored}; the config names {', '.join(lacking)}")
+    return {name: groups[name] for table in named for name in tables[table]}
 
 
 def with_probes(groups: Mapping[str, Sequence[Example]], probes: Sequence[str]) -> Mapping[str, Sequence[Example]]:
@@ -105,6 +121,17 @@ def table_groups(config: DataConfig) -> dict[str, list[Example]]:
     return groups
 
 
+def with_signal(examples: Sequence[Example], least: float) -> list[Example]:
+    """The examples without those whose reactivity is nowhere trusted as much as `least`."""
+    if least <= 0:
+        return list(examples)
+    return [
+        example
+        for example in examples
+        if example.reactivity_weight is None or example.reactivity_weight.max(initial=0) >= least
+    ]
+
+
 def divide(
     groups: Mapping[str, Sequence[Example]], config: DataConfig
 ) -> tuple[dict[str, list[list[Example]]], HeldOut]:
@@ -116,7 +143,7 @@ def divide(
         if split == "valid":
             held_out[task] += examples
         elif split == "train":
-            training[task].append(list(examples))
+            training[task].append(with_signal(examples, config.reactivity_least_weight))
         else:
             held_out[task] += [example for example in examples if example.cluster % VALID_CLUSTERS == 0]
             training[task].append(

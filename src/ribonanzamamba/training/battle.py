@@ -1,0 +1,328 @@
+"""A battle: several networks trained on the same batches with the same budget, each run a folder that can be resumed.
+
+One TOML says who fights (`[[contestant]]`), how long (`[[budget]]`, epochs or minutes, each with its seeds) and on what
+(the sections of a training config, of which a contestant may change values). What a finished run leaves is small and
+complete (`battle_result`), so that a report can be written from runs of several machines and days.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.model.network import RibonanzaMamba
+from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
+from ribonanzamamba.training.battle_result import RunKey, collect_result, read_result, result_folder
+from ribonanzamamba.training.config import Config, apply_overrides, config_from_dict, read_toml, resolve_paths
+from ribonanzamamba.training.display import Display
+from ribonanzamamba.training.loop import train_config
+from ribonanzamamba.training.run_folder import differences
+from ribonanzamamba.training.tables import read_tables
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURES = ("ribonanzamamba", "ribonanzanet")
+SECTIONS = ("model", "data", "loss", "training")
+CONTESTANT_KEYS = ("name", "architecture", "baseline", "ablation_of", "budgets")
+BUDGET_KEYS = ("epochs", "minutes", "seeds")
+UNBOUNDED_STEPS = 10_000_000
+"""Of a run that ends by time."""
+VALIDATIONS_PER_EPOCH = 2
+"""Where the config does not say `training.valid_steps`."""
+OF_THE_MACHINE = {"data": ("store", "reactivity"), "training": ("device", "workers", "save_steps", "save_minutes")}
+"""Settings that may differ between two sittings of a run: they change nothing in what it computes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long every contestant trains: epochs or minutes, of which the other is 0."""
+
+    epochs: float = 0.0
+    minutes: float = 0.0
+    """Of steps alone, without compiling and validating, on one device."""
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def key(self) -> str:
+        """Its name in folders and on the command line.
+
+        >>> Budget(epochs=6.0).key, Budget(minutes=0.5).key
+        ('6-epochs', '0.5-minutes')
+        """
+        return f"{self.epochs:g}-epochs" if self.epochs else f"{self.minutes:g}-minutes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A network with its recipe."""
+
+    name: str
+    architecture: str
+    model: ModelConfig | RibonanzaNetConfig
+    config: Config
+    """Of its runs, but for budget and seed; `config.model` is the model of a RibonanzaMamba."""
+    explicit_validation: bool
+    """Whether the TOML says how often to validate."""
+    baseline: bool = False
+    """The others are compared with the better of the baselines."""
+    ablation_of: str = ""
+    """Contestant from which it differs in one part; empty: it stands for itself."""
+    budgets: tuple[str, ...] = ()
+    """Keys of the budgets it trains with; empty: all."""
+
+    def build(self, config: Config) -> nn.Module:
+        """A new network of this contestant."""
+        return RibonanzaNet(self.model) if isinstance(self.model, RibonanzaNetConfig) else RibonanzaMamba(self.model)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """What one of its runs was made with, as plain values."""
+        values = config.to_dict()
+        return {"architecture": self.architecture, "model": self.model.to_dict()} | {
+            section: values[section] for section in ("data", "loss", "training")
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Battle:
+    """Who fights and how long."""
+
+    name: str
+    contestants: tuple[Contestant, ...]
+    budgets: tuple[Budget, ...]
+
+    def keys(self, only: Sequence[str] = ()) -> list[RunKey]:
+        """All runs, budget by budget and seed by seed, or those that `only` names: NAME, NAME:BUDGET or
+        NAME:BUDGET:SEED.
+
+        Raises:
+            ValueError: a part of `only` that names no run.
+        """
+        keys = [
+            RunKey(contestant.name, budget.key, seed)
+            for budget in self.budgets
+            for seed in budget.seeds
+            for contestant in self.contestants
+            if not contestant.budgets or budget.key in contestant.budgets
+        ]
+        for text in only:
+            if not any(key.matches(text) for key in keys):
+                known = ", ".join(dict.fromkeys(f"{key.contestant}:{key.budget}" for key in keys))
+                raise ValueError(f"--only {text}: no such run; expected NAME[:BUDGET[:SEED]] of {known}")
+        return [key for key in keys if not only or any(key.matches(text) for text in only)]
+
+    def contestant(self, name: str) -> Contestant:
+        return next(each for each in self.contestants if each.name == name)
+
+    def run_config(self, key: RunKey, epoch_steps: int) -> Config:
+        """The training config of one run; `epoch_steps` are the batches of an epoch."""
+        contestant = self.contestant(key.contestant)
+        budget = next(each for each in self.budgets if each.key == key.budget)
+        training = replace(
+            contestant.config.training,
+            seed=key.seed,
+            steps=max(1, round(budget.epochs * epoch_steps)) if budget.epochs else UNBOUNDED_STEPS,
+            minutes=budget.minutes,
+            steps_only=True,
+        )
+        if not contestant.explicit_validation:
+            training = replace(training, valid_steps=max(1, round(epoch_steps / VALIDATIONS_PER_EPOCH)))
+        return replace(contestant.config, name=key.folder, training=training)
+
+
+def read_battle(path: str | Path, overrides: Sequence[str] = ()) -> Battle:
+    """A battle from a TOML file and `section.key=value` overrides, which every contestant gets.
+
+    Raises:
+        ValueError: unknown keys, two of one name, no contestant or no budget, or settings that cannot be compared.
+    """
+    path = Path(path)
+    values = read_toml(path)
+    apply_overrides(values, overrides)
+    resolve_paths(values, path.parent)
+    if unknown := sorted(set(values) - {"name", "budget", "contestant", *SECTIONS}):
+        raise ValueError(f"{path}: unknown sections {unknown}")
+    shared = {section: values.get(section, {}) for section in SECTIONS}
+    overridden = {text.partition("=")[0].strip() for text in overrides}
+    contestants = tuple(read_contestant(each, shared, overridden) for each in values.get("contestant", []))
+    budgets = tuple(read_budget(each) for each in values.get("budget", []))
+    check_battle(contestants, budgets)
+    return Battle(name=values.get("name", path.stem), contestants=contestants, budgets=budgets)
+
+
+def read_budget(values: Mapping[str, Any]) -> Budget:
+    """A budget of epochs or minutes.
+
+    Raises:
+        ValueError: both or none of the two, no seeds, or an unknown key.
+    """
+    if unknown := sorted(set(values) - set(BUDGET_KEYS)):
+        raise ValueError(f"budget: unknown keys {unknown}; known are {list(BUDGET_KEYS)}")
+    budget = Budget(
+        epochs=float(values.get("epochs", 0)),
+        minutes=float(values.get("minutes", 0)),
+        seeds=tuple(values.get("seeds", (0,))),
+    )
+    if (budget.epochs > 0) == (budget.minutes > 0) or not budget.seeds:
+        raise ValueError(f"budget: expected epochs or minutes above 0, and seeds, got {dict(values)}")
+    return budget
+
+
+def read_contestant(
+    values: Mapping[str, Any], shared: Mapping[str, Mapping[str, Any]], overridden: set[str]
+) -> Contestant:
+    """A contestant: the shared sections with its own values in their place, but for what the command line overrides.
+    The shared `model` is that of RibonanzaMambas.
+
+    Raises:
+        ValueError: an unknown key or architecture, or values that are none of its model's.
+    """
+    name = values.get("name", "")
+    if unknown := sorted(set(values) - {*CONTESTANT_KEYS, *SECTIONS}):
+        raise ValueError(f"contestant {name!r}: unknown keys {unknown}; known are {[*CONTESTANT_KEYS, *SECTIONS]}")
+    architecture = values.get("architecture", ARCHITECTURES[0])
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"contestant {name!r}: expected an architecture of {ARCHITECTURES}, got {architecture!r}")
+    own = {
+        section: {key: value for key, value in values.get(section, {}).items() if f"{section}.{key}" not in overridden}
+        for section in SECTIONS
+    }
+    merged = {section: {**shared[section], **own[section]} for section in SECTIONS}
+    if architecture == "ribonanzanet":
+        del merged["model"]
+    config = config_from_dict({"name": name, **merged})
+    return Contestant(
+        name=name,
+        architecture=architecture,
+        model=baseline_model(own["model"]) if architecture == "ribonanzanet" else config.model,
+        config=config,
+        explicit_validation="valid_steps" in merged["training"],
+        baseline=bool(values.get("baseline", False)),
+        ablation_of=values.get("ablation_of", ""),
+        budgets=tuple(values.get("budgets", ())),
+    )
+
+
+def baseline_model(values: Mapping[str, Any]) -> RibonanzaNetConfig:
+    """RibonanzaNet's config: `as_published = true` gives all faults, other keys are its fields.
+
+    Raises:
+        ValueError: an unknown key.
+    """
+    fields = dict(values)
+    published = fields.pop("as_published", False)
+    faults = RibonanzaNetConfig.as_published().to_dict() if published else {}
+    return RibonanzaNetConfig.from_dict(faults | fields)
+
+
+def check_battle(contestants: Sequence[Contestant], budgets: Sequence[Budget]) -> None:
+    """Nothing, if the contestants can be compared.
+
+    Raises:
+        ValueError: otherwise, with what is wrong.
+    """
+    names, keys = [each.name for each in contestants], [each.key for each in budgets]
+    if not names or not keys:
+        raise ValueError("battle: expected at least one [[contestant]] and one [[budget]]")
+    for name in names:
+        if names.count(name) > 1 or not name or not all(letter.isalnum() or letter in "-_." for letter in name):
+            raise ValueError(f"battle: expected contestants of different names (letters, digits, - _ .), got {names}")
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"battle: expected different budgets, got {keys}")
+    for each in contestants:
+        if each.ablation_of and each.ablation_of not in names:
+            raise ValueError(f"contestant {each.name}: ablation_of names no contestant: {each.ablation_of!r}")
+        if unknown := set(each.budgets) - set(keys):
+            raise ValueError(f"contestant {each.name}: unknown budgets {sorted(unknown)}; there are {keys}")
+        if not each.config.data.batch_examples:
+            raise ValueError("battle: expected data.batch_examples: the same batches for every contestant")
+        if each.config.data.structure or each.config.data.coordinates:
+            raise ValueError("battle: expected reactivity tables alone")
+    same = {
+        (each.config.data.batch_examples, each.config.data.reactivity, each.config.data.reactivity_least_weight)
+        + (each.config.data.store, each.config.data.max_length, probes_of(each))
+        for each in contestants
+    }
+    if len(same) > 1:
+        raise ValueError("battle: expected the same tables, batch_examples, max_length and probes for all contestants")
+
+
+def probes_of(contestant: Contestant) -> tuple[str, ...]:
+    return tuple(contestant.model.probes)
+
+
+def fight(
+    battle: Battle,
+    out: str | Path,
+    only: Sequence[str] = (),
+    display: Callable[[], Display] = Display,
+) -> Iterator[RunKey]:
+    """Train the runs of a battle that are not finished, one after the other, in `out`; yields each that is done.
+
+    A run that was stopped goes on. Several of these side by side, each with other runs in `only`, share `out`.
+
+    Raises:
+        ValueError: a result in `out` of other settings, or tables that cannot be used.
+        NonFiniteError, Terminated, KeyboardInterrupt, OSError: as `training.loop.train`.
+    """
+    out = Path(out)
+    keys = battle.keys(only)
+    first = battle.contestants[0]
+    training, _ = read_tables(first.config.data, probes_of(first))
+    examples = sum(map(len, training["reactivity"]))
+    epoch_steps = examples // first.config.data.batch_examples
+    if not epoch_steps:
+        raise ValueError(f"battle: {examples} training examples are less than one batch")
+    for key in keys:
+        contestant, config = battle.contestant(key.contestant), battle.run_config(key, epoch_steps)
+        settings = contestant.settings(config)
+        if (done := read_result(out, key)) is not None:
+            check_same_settings(key, done.settings, settings)
+            logger.info("%s is finished already", key.folder)
+        else:
+            logger.info("%s: %d examples, %d batches an epoch", key.folder, examples, epoch_steps)
+            run_one(contestant, config, key, out, display())
+        yield key
+
+
+def run_one(contestant: Contestant, config: Config, key: RunKey, out: Path, display: Display) -> None:
+    """Train one run and write what it leaves."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        # kernels of the contestant before count in the limit of recompilations
+        torch.compiler.reset()
+    run = train_config(config, out / "runs" / key.folder, build=contestant.build, display=display)
+    result = collect_result(run, key, config, contestant.build(config), contestant.settings(config))
+    result.write(result_folder(out, key))
+
+
+def check_same_settings(key: RunKey, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Nothing, if a finished run is of these settings, but for those of its machine.
+
+    Raises:
+        ValueError: otherwise, with the first differences.
+    """
+    changed = differences(computing(before), computing(now))
+    if changed:
+        raise ValueError(f"{key.folder} was finished with other settings ({'; '.join(changed[:4])}): remove its result")
+
+
+def computing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those of the machine, tuples as lists."""
+    kept = {}
+    for section, values in settings.items():
+        if isinstance(values, Mapping):
+            left_out = OF_THE_MACHINE.get(section, ())
+            kept[section] = {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in values.items()
+                if name not in left_out
+            }
+        else:
+            kept[section] = values
+    return kept

@@ -1,0 +1,229 @@
+"""What a finished run of a battle leaves: `result.json` and `predictions.npz`, from which any report can be written."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Float32, Int32, Shaped
+from torch import nn
+
+from ribonanzamamba import __version__
+from ribonanzamamba.data.batch import collate
+from ribonanzamamba.data.example import Example, reverse
+from ribonanzamamba.data.splits import length_sorted_batches
+from ribonanzamamba.training.config import Config
+from ribonanzamamba.training.metrics import read_metrics, series
+from ribonanzamamba.training.processes import joined
+from ribonanzamamba.training.run_folder import METRICS, STATE, write_atomically
+from ribonanzamamba.training.tables import read_tables
+from ribonanzamamba.training.validation import LONGEST, prior_of
+
+RESULT, PREDICTIONS = "result.json", "predictions.npz"
+TOKENS = 16384
+"""Nucleotides of a batch of predictions, at most."""
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Which run of a battle."""
+
+    contestant: str
+    budget: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder.
+
+        >>> RunKey("ours", "6-epochs", 0).folder
+        'ours--6-epochs--seed0'
+        """
+        return f"{self.contestant}--{self.budget}--seed{self.seed}"
+
+    def matches(self, text: str) -> bool:
+        """Whether NAME, NAME:BUDGET or NAME:BUDGET:SEED names this run.
+
+        >>> key = RunKey("ours", "6-epochs", 0)
+        >>> key.matches("ours"), key.matches("ours:6-epochs:1")
+        (True, False)
+        """
+        parts = text.split(":")
+        return parts == [self.contestant, self.budget, str(self.seed)][: len(parts)]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Held-out RNAs, what was measured of them (replicates merged) and what the network says; cells end to end."""
+
+    ids: Shaped[np.ndarray, " rna"]
+    sequences: Shaped[np.ndarray, " rna"]
+    datasets: Shaped[np.ndarray, " rna"]
+    lengths: Int32[np.ndarray, " rna"]
+    probes: Shaped[np.ndarray, " probe"]
+    predicted: Float16[np.ndarray, "position probe"]
+    measured: Float16[np.ndarray, "position probe"]
+    """Dimensionless, NaN = not measured."""
+    weight: Float16[np.ndarray, "position probe"]
+    """Trust, s / (1 + s) of a single row with signal to noise s."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunResult:
+    """A finished run."""
+
+    contestant: str
+    budget: str
+    seed: int
+    settings: dict[str, Any]
+    hardware: dict[str, str]
+    parameters: int
+    steps: int
+    epochs: float
+    minutes: float
+    """Of steps, on one device."""
+    warm_up_seconds: float
+    """Before the first step, compiling; all sittings together, in no other number."""
+    rnas_per_second: float
+    memory_gib: float | None
+    """Peak of the allocator; None without a GPU."""
+    both_directions: bool
+    """Predictions are the mean of those of the RNA and of its reverse read backwards."""
+    curve: dict[str, list[float]]
+    """`minutes`, `epochs`, and the held-out MAE of each probe at these times, as in the run's log."""
+    predictions: Predictions | None = field(default=None, repr=False)
+
+    def write(self, folder: Path) -> None:
+        """Write both files; `result.json` last: it is what says that the run is finished."""
+        folder.mkdir(parents=True, exist_ok=True)
+        values = asdict(self)
+        arrays = values.pop("predictions")
+        np.savez_compressed(folder / PREDICTIONS, **arrays)
+        write_atomically(folder / RESULT, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def result_folder(out: str | Path, key: RunKey) -> Path:
+    return Path(out) / "results" / key.folder
+
+
+def read_result(out: str | Path, key: RunKey) -> RunResult | None:
+    """What a run left in `out`; None where it is not finished.
+
+    Raises:
+        ValueError: a result of another version.
+    """
+    folder = result_folder(out, key)
+    if not (folder / RESULT).is_file():
+        return None
+    try:
+        with np.load(folder / PREDICTIONS) as arrays:
+            predictions = Predictions(**{each.name: arrays[each.name] for each in fields(Predictions)})
+        return RunResult(**json.loads((folder / RESULT).read_text()), predictions=predictions)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{folder}: written by another version: {error}") from None
+
+
+def collect_result(run: Path, key: RunKey, config: Config, network: nn.Module, settings: dict[str, Any]) -> RunResult:
+    """The result of a finished run folder; `network` is one of its kind, whose weights are replaced by the average."""
+    with joined(config.training.device) as processes:
+        device = processes.device
+    state = torch.load(run / STATE, map_location=device, weights_only=True)
+    prefix = "module."
+    network.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in state["average"].items() if name.startswith(prefix)}
+    )
+    network.to(device)
+    training, held_out = read_tables(config.data, tuple(network.config.probes))
+    examples = [example for example in held_out.reactivity if example.length <= LONGEST]
+    both = config.data.reverse_share > 0
+    values = predict_reactivity(network, examples, device, config.training.bfloat16)
+    if both:
+        back = predict_reactivity(network, [reverse(each) for each in examples], device, config.training.bfloat16)
+        values = [(one + other[::-1]) / 2 for one, other in zip(values, back, strict=True)]
+    rows = read_metrics(run / METRICS)
+    steps, seconds = state["run"]["step"], state["run"]["seconds"]
+    epoch_steps = sum(map(len, training["reactivity"])) // config.data.batch_examples
+    return RunResult(
+        contestant=key.contestant,
+        budget=key.budget,
+        seed=key.seed,
+        settings=json.loads(json.dumps(settings)),
+        hardware=describe_hardware(device),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        steps=steps,
+        epochs=steps / epoch_steps,
+        minutes=seconds / 60,
+        warm_up_seconds=sum(series(rows, "warm_up_seconds")[1]),
+        rnas_per_second=steps * config.data.batch_examples / seconds,
+        memory_gib=max(series(rows, "memory_gib")[1], default=None),
+        both_directions=both,
+        curve=learning_curve(rows, epoch_steps, tuple(network.config.probes)),
+        predictions=join_predictions(examples, values, tuple(network.config.probes)),
+    )
+
+
+@torch.no_grad()
+def predict_reactivity(
+    network: nn.Module, examples: Sequence[Example], device: torch.device, bfloat16: bool
+) -> list[Float32[np.ndarray, "length probe"]]:
+    """Reactivity of each example, in their order, with its prior where the network takes one; RNAs of one length come
+    together, so that there is hardly any padding."""
+    network.eval()
+    values: list[np.ndarray] = [np.zeros((0, 0), dtype=np.float32)] * len(examples)
+    lengths = [example.length for example in examples]
+    for indices in length_sorted_batches(lengths, max_tokens=TOKENS, max_cells=TOKENS * 160, max_examples=256):
+        batch = collate([examples[index] for index in indices]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and device.type == "cuda"):
+            output = network(batch.tokens, batch.mask, ("reactivity",), *prior_of(network, batch))
+        for index, row in zip(indices, output.reactivity.float().cpu().numpy(), strict=True):
+            values[index] = row[: lengths[index]]
+    return values
+
+
+def join_predictions(
+    examples: Sequence[Example], values: Sequence[Float32[np.ndarray, "length probe"]], probes: tuple[str, ...]
+) -> Predictions:
+    """Examples and the values predicted for them as flat arrays.
+
+    Raises:
+        ValueError: no held-out examples.
+    """
+    if not examples:
+        raise ValueError("battle: expected held-out reactivity examples, got none")
+    return Predictions(
+        ids=np.array([example.id for example in examples]),
+        sequences=np.array([example.sequence for example in examples]),
+        datasets=np.array([example.dataset for example in examples]),
+        lengths=np.array([example.length for example in examples], dtype=np.int32),
+        probes=np.array(probes),
+        predicted=np.concatenate(values).astype(np.float16),
+        measured=np.concatenate([example.reactivity for example in examples]).astype(np.float16),
+        weight=np.concatenate([example.reactivity_weight for example in examples]).astype(np.float16),
+    )
+
+
+def learning_curve(rows: list[dict[str, Any]], epoch_steps: int, probes: tuple[str, ...]) -> dict[str, list[float]]:
+    """Held-out MAE of each probe over minutes and epochs, from the rows of `metrics.jsonl`."""
+    steps, seconds = series([row for row in rows if "rnas_per_second" in row], "seconds")
+    curve: dict[str, list[float]] = {}
+    for probe in probes:
+        at, curve[probe] = series(rows, f"valid/mae/{probe}")
+        if at:
+            curve["minutes"] = [float(value) / 60 for value in np.interp(at, [0, *steps], [0, *seconds])]
+            curve["epochs"] = [step / epoch_steps for step in at]
+    return curve
+
+
+def describe_hardware(device: torch.device) -> dict[str, str]:
+    """Device and versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "ribonanzamamba": __version__,
+    }

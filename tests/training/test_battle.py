@@ -1,0 +1,190 @@
+"""A battle in small: who fights how long, runs that are finished, stopped or missing, and the report."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ribonanzamamba.cli import app
+from ribonanzamamba.data.reactivity_table import read_reactivity_table
+from ribonanzamamba.training import battle as battle_module
+from ribonanzamamba.training.battle import fight, read_battle
+from ribonanzamamba.training.battle_report import REPORT, score, write_report
+from ribonanzamamba.training.battle_result import RunKey, read_result
+from ribonanzamamba.training.tables import prepare_store
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs" / "battle_tiny.toml"
+
+
+@pytest.fixture(autouse=True)
+def log_files_closed():
+    yield
+    package = logging.getLogger("ribonanzamamba")
+    for handler in [each for each in package.handlers if isinstance(each, logging.FileHandler)]:
+        package.removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture
+def overrides(tables) -> list[str]:
+    return [f'data.reactivity=["{tables / "reactivity.parquet"}"]']
+
+
+def test_the_command_trains_all_and_reports(overrides, tmp_path):
+    arguments = ["battle", str(TINY), "--out", str(tmp_path / "out"), "--set", overrides[0]]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(tmp_path / "out" / REPORT)
+    text = (tmp_path / "out" / REPORT).read_text()
+    assert "All 8 runs are finished." in text and "Missing" not in text
+    for part in ("## 2 epochs", "## 0.005 minutes", "### DMS", "S/N 5-20", "1-120 nt", "### Ablations"):
+        assert part in text, part
+    assert "### Every experiment apart" in text
+    assert (tmp_path / "out" / "pictures" / "curves-2-epochs.svg").is_file()
+    # once more: everything is finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out" / "results").rglob("*.json"))
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "out" / "results").rglob("*.json"))
+
+
+def test_chosen_runs_and_what_is_missing(overrides, tmp_path):
+    battle = read_battle(TINY, overrides)
+    only = ["ribonanzanet:2-epochs:0", "ribonanzamamba:2-epochs:1"]
+    keys = list(fight(battle, tmp_path, only))
+    assert keys == [RunKey("ribonanzanet", "2-epochs", 0), RunKey("ribonanzamamba", "2-epochs", 1)]
+    text = write_report(battle, tmp_path).read_text()
+    assert "Missing: ribonanzamamba:2-epochs:0" in text and "## 0.005 minutes" not in text
+    with pytest.raises(ValueError, match="--only nobody: no such run"):
+        battle.keys(["nobody"])
+
+
+def test_a_result_holds_all_that_a_report_needs(overrides, tables, tmp_path):
+    battle = read_battle(TINY, overrides)
+    [key] = list(fight(battle, tmp_path, ["ribonanzanet:2-epochs:1"]))
+    result = read_result(tmp_path, key)
+    # 6 training RNAs, batches of 3
+    assert (result.steps, result.epochs) == (4, 2.0) and result.both_directions
+    assert result.settings["model"]["weak_attention_mask"] and result.settings["training"]["seed"] == 1
+    assert result.curve["epochs"] == [0.5, 1.0, 1.5, 2.0] and len(result.curve["DMS"]) == 4
+    assert result.memory_gib is None and result.rnas_per_second > 0 and result.warm_up_seconds > 0
+    examples = read_reactivity_table(tables / "reactivity.parquet", "valid", probes=("2A3", "DMS"))
+    assert result.predictions.sequences.tolist() == [example.sequence for example in examples]
+    scored = score([result])
+    by_hand = np.concatenate([example.reactivity[:, 1] for example in examples]).astype(np.float64)
+    predicted = result.predictions.predicted[:, 1].astype(np.float64).clip(0, 1)
+    used = np.isfinite(by_hand)
+    expected = np.abs(by_hand.clip(0, 1) - predicted)[used].mean()
+    assert scored.mae("ribonanzanet", scored.cells.probe == "DMS") == pytest.approx(expected)
+
+
+def test_all_contestants_get_the_same_batches(overrides):
+    battle = read_battle(TINY, overrides)
+    configs = [
+        battle.run_config(key, 2) for key in battle.keys(["ribonanzanet:2-epochs:0", "ribonanzamamba:2-epochs:0"])
+    ]
+    assert {(each.training.steps, each.training.seed, each.training.steps_only) for each in configs} == {(4, 0, True)}
+    assert configs[0].training.optimizer == "radam" and configs[1].training.optimizer == "muon"
+    timed = battle.run_config(RunKey("ribonanzamamba", "0.005-minutes", 0), 2)
+    assert timed.training.minutes == 0.005 and timed.training.steps > 1e6
+
+
+def test_a_stopped_battle_goes_on(overrides, tmp_path, monkeypatch):
+    battle = read_battle(TINY, overrides)
+    whole = list(fight(battle, tmp_path / "whole", ["ribonanzamamba:2-epochs:0"]))[0]
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # after the training, before its result is there
+        patch.setattr(battle_module, "collect_result", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(fight(battle, tmp_path / "cut", ["ribonanzamamba:2-epochs:0"]))
+    assert read_result(tmp_path / "cut", whole) is None
+    list(fight(battle, tmp_path / "cut", ["ribonanzamamba:2-epochs:0"]))
+    one, other = (read_result(tmp_path / name, whole).predictions.predicted for name in ("whole", "cut"))
+    assert np.array_equal(one, other)
+
+
+def test_a_store_takes_the_place_of_the_tables(tables, overrides, tmp_path):
+    """The store holds more tables than the battle uses; the tables themselves are not there."""
+    (tables / "all.toml").write_text('[data]\nreactivity = ["reactivity.parquet"]\nstructure = ["structure.parquet"]\n')
+    prepare_store(tables / "all.toml", tmp_path / "store")
+    elsewhere = [f'data.store="{tmp_path / "store"}"', 'data.reactivity=["elsewhere/reactivity.parquet"]']
+    list(fight(read_battle(TINY, overrides), tmp_path / "out", ["without-mamba:2-epochs:0"]))
+    list(fight(read_battle(TINY, elsewhere), tmp_path / "other", ["without-mamba:2-epochs:0"]))
+    key = RunKey("without-mamba", "2-epochs", 0)
+    one, other = (read_result(tmp_path / name, key).predictions for name in ("out", "other"))
+    assert np.array_equal(one.predicted, other.predicted)
+    # on another machine it counts as the same run
+    assert list(fight(read_battle(TINY, elsewhere), tmp_path / "out", ["without-mamba:2-epochs:0"])) == [key]
+    text = write_report(read_battle(TINY, elsewhere), tmp_path / "other").read_text()
+    assert "### Every experiment apart" not in text
+
+
+def test_a_result_of_other_settings_is_refused(overrides, tmp_path):
+    only = ["without-mamba:2-epochs:0"]
+    list(fight(read_battle(TINY, overrides), tmp_path, only))
+    with pytest.raises(ValueError, match="training.learning_rate was 0.001, is 0.5"):
+        list(fight(read_battle(TINY, [*overrides, "training.learning_rate=0.5"]), tmp_path, only))
+
+
+def test_no_report_without_a_result(overrides, tmp_path):
+    with pytest.raises(ValueError, match="no finished run yet"):
+        write_report(read_battle(TINY, overrides), tmp_path)
+
+
+BUDGET = "[data]\nbatch_examples = 2\n[[budget]]\nepochs = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[budget]]\nepochs = 1\n", "at least one"),
+        (BUDGET + '[[contestant]]\nname = "a"\n[[contestant]]\nname = "a"\n', "different names"),
+        (BUDGET + '[[contestant]]\nname = "a"\narchitecture = "transformer"\n', "expected an architecture"),
+        (BUDGET + '[[contestant]]\nname = "a"\nablation_of = "b"\n', "ablation_of names no contestant"),
+        (BUDGET + '[[contestant]]\nname = "a"\nbudgets = ["2-epochs"]\n', "unknown budgets"),
+        (BUDGET + '[[contestant]]\nname = "a"\nmodel.depth = 3\n', "unknown key 'depth'"),
+        (
+            BUDGET + '[[contestant]]\nname = "a"\n[[contestant]]\nname = "b"\ndata.batch_examples = 3\n',
+            "the same tables",
+        ),
+        (BUDGET.replace("batch_examples = 2", "") + '[[contestant]]\nname = "a"\n', "batch_examples"),
+        (BUDGET + "minutes = 1\n[[contestant]]\nname = 'a'\n", "epochs or minutes"),
+        (BUDGET + '[plots]\nwide = true\n[[contestant]]\nname = "a"\n', "unknown sections"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(text, message, tmp_path):
+    path = tmp_path / "battle.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_battle(path)
+
+
+def test_the_command_line_wins(tmp_path):
+    path = tmp_path / "battle.toml"
+    path.write_text(BUDGET + '[[contestant]]\nname = "a"\ntraining.fuse = true\n')
+    assert read_battle(path).contestants[0].config.training.fuse
+    assert not read_battle(path, ["training.fuse=false"]).contestants[0].config.training.fuse
+
+
+def test_results_are_plain_json(overrides, tmp_path):
+    list(fight(read_battle(TINY, overrides), tmp_path, ["without-mamba:2-epochs:0"]))
+    values = json.loads((tmp_path / "results" / "without-mamba--2-epochs--seed0" / "result.json").read_text())
+    assert values["contestant"] == "without-mamba" and set(values["hardware"]) >= {"device", "torch"}
+
+
+def test_the_battle_of_the_repository_can_be_read():
+    battle = read_battle(ROOT / "configs" / "battle.toml")
+    assert [budget.key for budget in battle.budgets] == ["6-epochs", "16-epochs", "10-minutes"]
+    # 15,232 sequences in batches of 64
+    config = battle.run_config(RunKey("ribonanzanet-published", "16-epochs", 0), 238)
+    assert config.training.steps == 3808 and config.training.optimizer == "radam"
+    published, fixed = (battle.contestant(f"ribonanzanet-{name}") for name in ("published", "fixed"))
+    assert published.model.weak_attention_mask and not fixed.model.weak_attention_mask
+    assert published.build(config).blocks[0].double_residual
