@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from training_memory import RELEASED, TINY, made_example, step_seconds, where
+from training_memory import GIB, RELEASED, TINY, made_example, step_seconds, where
 
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
 from ribonanzamamba.training.loop import LOGGED, PASSES, step_seed, task_batches, train_step
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
-from ribonanzamamba.training.processes import Processes, joined
+from ribonanzamamba.training.processes import PARALLEL, Processes, joined
+from ribonanzamamba.training.sharding import shard_weights
 from ribonanzamamba.training.start import build_network
 
 PIECES = 5
@@ -56,8 +57,11 @@ class Steps:
         self.network: nn.Module = build_network(config).to(processes.device)
         if config.training.fuse:
             self.network.fuse()
+        # the seed is the same, so are the weights
         self.average = averaged(self.network, config.training.average_decay)
         self.optimizers = build_optimizers(self.network, config.training)
+        if processes.shards:
+            shard_weights(self.network, self.average, self.optimizers, processes.device)
         self.rnas = 0
         self.streams = {
             tasks: task_batches(
@@ -116,7 +120,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def gradient_sum_ms(network: nn.Module, processes: Processes) -> float:
-    """Median milliseconds in which the gradients of all parameters are added up, nothing else running."""
+    """Median milliseconds in which the gradients of all parameters are added up, nothing else running; not a number
+    where that is part of the backward pass."""
+    if processes.shards:
+        return float("nan")
 
     def add() -> None:
         processes.sum_gradients(list(network.parameters()))
@@ -139,8 +146,10 @@ def measure_speed(model: ModelConfig, tokens: int, counts: tuple[int, int], proc
     # the others wait in gloo, without a core and without the GPU
     processes.wait()
     together = Steps(config_of(model, tokens * processes.count, **settings), processes, tables)
-    processes.share_weights(together.network)
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     all_speeds = speed(together, *counts)
+    peak = torch.cuda.max_memory_allocated() / GIB if processes.device.type == "cuda" else float("nan")
     adding = gradient_sum_ms(together.network, processes)
     one = statistics.median(alone) if alone else float("nan")
     every = statistics.median(all_speeds)
@@ -153,6 +162,7 @@ def measure_speed(model: ModelConfig, tokens: int, counts: tuple[int, int], proc
         "parts": [round(value, 1) for value in all_speeds],
         "efficiency": round(every / (processes.count * one), 4),
         "gradient_sum_ms": round(adding, 2),
+        "memory_gib": round(peak, 2),
     }
 
 
@@ -192,6 +202,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=24, help="steps")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--curve-steps", type=int, default=20)
+    parser.add_argument("--parallel", default="replicate", choices=PARALLEL)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
@@ -200,12 +211,12 @@ def main() -> None:
     if arguments.tiny:
         model, tokens, counts = TINY, 2000, (2, PIECES)
     tables = made_tables(24 if arguments.tiny else 1000)
-    with joined(arguments.device) as processes:
+    with joined(arguments.device, arguments.parallel) as processes:
         place = where(processes.device.type)
         began = time.perf_counter()
 
         def keep(row: dict) -> None:
-            row |= {"after_s": round(time.perf_counter() - began, 1)} | place
+            row |= {"parallel": arguments.parallel, "after_s": round(time.perf_counter() - began, 1)} | place
             if processes.leads:
                 print(json.dumps(row), flush=True)
                 with arguments.out.open("a") as file:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ribonanzamamba.data.batch import Batch, collate, prefetch
+from ribonanzamamba.data.batch import Batch, collate, no_examples, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
 from ribonanzamamba.data.example import Example, drop_priors
 from ribonanzamamba.data.splits import cluster_weights, sample_batches
@@ -23,10 +23,11 @@ from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_tem
 from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.display import Display
 from ribonanzamamba.training.guard import BAD_IN_A_ROW, NonFiniteError, Shard, Step, Watch, find_nonfinite
-from ribonanzamamba.training.loss import Counts, Losses, losses
+from ribonanzamamba.training.loss import READ, Counts, Losses, losses, with_zeros
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 from ribonanzamamba.training.processes import ALONE, Processes, joined
 from ribonanzamamba.training.run_folder import RunFolder
+from ribonanzamamba.training.sharding import replicated, shard_weights, whole, whole_network
 from ribonanzamamba.training.signals import Signals, noted_signals
 from ribonanzamamba.training.start import build_network, starting_network
 from ribonanzamamba.training.stream import Waiting, in_threads
@@ -64,7 +65,11 @@ def train(
     """
     began = time.monotonic()
     config = read_config(config_path, overrides)
-    with noted_signals() as signals, joined(config.training.device) as processes, display or Display() as shown:
+    with (
+        noted_signals() as signals,
+        joined(config.training.device, config.training.parallel) as processes,
+        display or Display() as shown,
+    ):
         path = Path(out) if out is not None else Path("runs") / config.name
         folder = RunFolder(path, config, writes=processes.leads)
         Run(config, folder, processes, signals, shown, build, began).go()
@@ -85,7 +90,7 @@ class Run:
         began: float,
     ):
         self.config, self.folder, self.processes = config, folder, processes
-        self.signals, self.display = signals, display
+        self.signals, self.display, self.build = signals, display, build
         device, settings = processes.device, config.training
         self.network = starting_network(config, build).to(device)
         self.average = averaged(self.network, settings.average_decay)
@@ -96,6 +101,8 @@ class Run:
             self.network.checkpoint_activations(settings.checkpointing)
         if settings.fuse:
             self.network.fuse()
+        if processes.shards:
+            shard_weights(self.network, self.average, self.optimizers, device)
         training, held_out = read_tables(config.data, tuple(self.network.config.probes))
         self.held_out = held_out.sample(settings.valid_examples)
         self.waiting = Waiting(device)
@@ -135,7 +142,7 @@ class Run:
         """Steps until the run is over or ended."""
         settings, state = self.config.training, self.state
         while True:
-            progress, stop = self.agree()
+            progress, stop, late = self.agree()
             if stop == STOP_FOR_BAD_BATCHES:
                 self.give_up()
             if stop:
@@ -146,17 +153,17 @@ class Run:
             if state.step % settings.log_steps == 0:
                 self.log(progress)
             due = settings.save_steps and state.step % settings.save_steps == 0
-            late = settings.save_minutes and time.monotonic() - self.last_save > 60 * settings.save_minutes
             if state.step % settings.valid_steps == 0 and state.step < settings.steps:
-                self.validate(self.average.module)
+                self.validate(self.averaged_network())
                 self.save()
             elif due or late:
                 self.save()
         if state.finished != state.step:
             self.finish(progress)
 
-    def agree(self) -> tuple[float, float]:
-        """Share of the run that is over, and why to stop (0: no reason), the same for all processes."""
+    def agree(self) -> tuple[float, float, float]:
+        """Share of the run that is over, why to stop (0: no reason), and whether the next step is to be followed by a
+        checkpoint because of the time, the same for all processes."""
         settings = self.config.training
         progress = self.state.step / settings.steps
         if settings.minutes and self.processes.leads:
@@ -164,8 +171,9 @@ class Run:
         stop = float(self.signals.number)
         if self.state.bad_in_a_row >= BAD_IN_A_ROW:
             stop = STOP_FOR_BAD_BATCHES
-        progress, stop = self.processes.largest([progress, stop])
-        return progress, stop
+        late = settings.save_minutes and time.monotonic() - self.last_save > 60 * settings.save_minutes
+        progress, stop, late = self.processes.largest([progress, stop, float(late)])
+        return progress, stop, late
 
     def step(self, progress: float) -> None:
         config, state = self.config, self.state
@@ -239,6 +247,16 @@ class Run:
         # the speed in the log is that of training
         self.last_log += time.monotonic() - began
 
+    def averaged_network(self) -> nn.Module:
+        """The averaged weights in a network that this process has whole; all processes call it."""
+        return self.undivided(self.average.module)
+
+    def undivided(self, network: nn.Module) -> nn.Module:
+        """A network that this process has whole, for what it does alone; all processes call it."""
+        if not self.processes.shards:
+            return network
+        return whole_network(network, lambda: self.build(self.config), self.processes.device)
+
     def save(self) -> bool:
         self.take_note(wait=True)
         self.state.seconds = time.monotonic() - self.clock
@@ -248,7 +266,7 @@ class Run:
     def finish(self, progress: float) -> None:
         if self.state.rows or self.watch.waiting:
             self.log(progress)
-        released = self.average.module
+        released = self.averaged_network()
         if self.held_out.structure and self.processes.leads:
             released = calibrated(released, self.held_out, self.processes.device)
         self.validate(released)
@@ -284,18 +302,19 @@ class Run:
         """The first non-finite value of the last bad step's second pass, over this process's part of it."""
         if self.bad is None:
             return ""
+        network = self.undivided(self.network).train()
         torch.manual_seed(step_seed(self.config.training.seed, self.bad.number - 1, self.processes.rank))
         for tasks, shard in self.bad.shards.items():
             if shard.batch is None:
                 continue
 
             def backward(tasks: tuple[str, ...] = tasks, batch: Batch = shard.batch) -> dict[str, Tensor]:
-                terms = task_losses(self.network, tasks, batch, self.config, ALONE)
+                terms = task_losses(network, tasks, batch, self.config, ALONE)
                 if (total := terms.total(self.config.loss)) is not None:
                     total.backward()
                 return {name: term.detach() for name in LOGGED[:4] if (term := getattr(terms, name)) is not None}
 
-            if place := find_nonfinite(self.network.train(), backward):
+            if place := find_nonfinite(network, backward):
                 return place
         return ""
 
@@ -332,17 +351,17 @@ def train_step(
         if (total := terms.total(config.loss)) is not None:
             bad = bad + ~total.detach().isfinite()
             if total.requires_grad:
-                total.backward()
+                processes.backward(total)
         for name in values:
             if (term := getattr(terms, name)) is not None:
                 values[name] = term.detach()
     parameters = list(network.parameters())
     processes.sum_gradients(parameters)
     losses_sum, bad = sum_values(torch.stack([value.float() for value in values.values()]), bad, processes)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm).to(device)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm)).to(device)
     skipped = ((bad > 0) | ~norm.isfinite()).float()
     for optimizer in optimizers:
-        optimizer.found_inf = skipped
+        optimizer.found_inf = replicated(skipped, parameters)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     row = torch.cat([losses_sum, norm.float()[None]])
@@ -357,10 +376,18 @@ def task_losses(
     counts = torch.zeros(4, device=device) if batch is None else Counts.of(batch).to_tensor()
     counts = Counts.from_tensor(processes.sum(counts))
     if batch is None:
-        return Losses()
+        if not processes.shards:
+            return Losses()
+        # a pass without it: the others wait for this process's part of the weights
+        batch = no_examples(config.data.pad_multiple).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
         output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
-    return losses(output, batch, counts)
+    terms = losses(output, batch, counts)
+    if processes.shards:
+        # divided gradients are added up in the backward pass: every process needs those that any has
+        present = processes.largest([float(getattr(terms, name) is not None) for name in READ])
+        terms = with_zeros([name for name, has in zip(READ, present, strict=True) if has], terms, output)
+    return terms
 
 
 def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,8 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
     trained = sum(count for count, needs in counts if needs)
     total = sum(count for count, _ in counts)
     resident = resident_bytes(total, trained, config.training.optimizer)
+    if config.training.parallel == "shard":
+        resident //= processes
     return Plan(total, trained, resident, tuple(passes), config.training.fuse, data.coordinate_steps)
 
 
