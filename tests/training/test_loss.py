@@ -16,6 +16,7 @@ from ribonanzamamba.model.network import ModelOutput
 from ribonanzamamba.training.config import LossConfig
 from ribonanzamamba.training.loss import (
     BEST_MODEL_SHARE,
+    READ,
     Losses,
     coordinate_loss,
     distance_error,
@@ -24,6 +25,7 @@ from ribonanzamamba.training.loss import (
     losses,
     reactivity_loss,
     structure_loss,
+    with_zeros,
 )
 
 NAN = float("nan")
@@ -280,6 +282,16 @@ DEGENERATE = {
     "two-resolved": dataclasses.replace(made_batch(10, 10), coordinates=made_batch(10, 2).coordinates),
     "same-place": replaced(made_batch(10, 10), BOTH, coordinates=5.0),
 }  # fmt: skip
+
+
+def test_terms_that_a_batch_has_not_can_be_zero():
+    output = made_output(10)
+    terms = with_zeros(("reactivity", "structure"), Losses(structure=output.pair_logit.mean()), output)
+    assert terms.reactivity == 0 and terms.coordinates is None
+    terms.total(LossConfig()).backward()
+    given = gradients(output)
+    assert {name for name, gradient in given.items() if gradient is not None} == {*READ["reactivity"], "pair_logit"}
+    assert all((given[name] == 0).all() for name in READ["reactivity"])
 
 
 @pytest.mark.parametrize("batch", DEGENERATE.values(), ids=DEGENERATE.keys())

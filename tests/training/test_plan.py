@@ -40,6 +40,8 @@ def test_parameters_and_batches(small_config):
     assert "2 x 160 nt (reactivity)" in planned.to_text() and f"{parameters:,} (" in planned.to_text()
     halved = plan(config(small_config), processes=2)
     assert halved.passes[0].examples == 1 and halved.passes[0].peak_bytes < 0.7 * planned.passes[0].peak_bytes
+    assert halved.resident_bytes == planned.resident_bytes
+    assert plan(config(small_config, parallel="shard"), processes=2).resident_bytes == planned.resident_bytes // 2
 
 
 def test_checkpointing_and_freezing_save_memory(small_config):

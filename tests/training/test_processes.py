@@ -1,5 +1,6 @@
 """Two processes on one CPU: the same loss and gradients as one process, and one folder."""
 
+import ast
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ribonanzamamba.training.processes import ALONE
+from ribonanzamamba.training.processes import ALONE, joined
 
 PROGRAM = """
 import sys, json, dataclasses
@@ -49,7 +50,9 @@ with joined("cpu") as processes:
             shard = next(stream)
             sizes.append([len(shard), 0 if shard.batch is None else len(shard.batch)])
             counts = whole_counts(shard.batch, processes)
-            terms = Losses() if shard.batch is None else task_losses(network, tasks, shard.batch, config, counts)
+            terms = Losses()
+            if shard.batch is not None:
+                terms = task_losses(network, tasks, shard.batch, config, counts, processes)
             if (total := terms.total(config.loss)) is not None:
                 total.backward()
             values = [getattr(terms, name) for name in ("reactivity", "reactivity_error", "structure", "coordinates")]
@@ -164,6 +167,127 @@ def test_a_run_of_two_processes(tables):
     assert [state["step"] for state in states] == [6, 6]
 
 
+STEPS = """
+import sys
+import numpy as np
+import torch
+torch.set_num_threads(1)
+from ribonanzamamba.training.config import read_config
+from ribonanzamamba.training.loop import PASSES, task_batches, train_step
+from ribonanzamamba.training.optimizer import averaged, build_optimizers
+from ribonanzamamba.training.processes import joined
+from ribonanzamamba.training.sharding import shard_weights, whole
+from ribonanzamamba.training.start import build_network
+from ribonanzamamba.training.tables import read_tables
+
+path, out, parallel, optimizer = sys.argv[1:]
+config = read_config(path, [f"training.optimizer={optimizer}", "data.reactivity_share=0.3"])
+with joined("cpu", parallel) as processes:
+    torch.manual_seed(0)
+    network = build_network(config)
+    network.checkpoint_activations("all")
+    average, optimizers = averaged(network, 0.9), build_optimizers(network, config.training)
+    if processes.shards:
+        shard_weights(network, average, optimizers, processes.device)
+    training, _ = read_tables(config.data)
+    streams = {
+        tasks: task_batches(tasks, training, config.data, np.random.default_rng(k), processes.device,
+                            processes=processes)
+        for k, tasks in enumerate(PASSES)
+    }
+    values, measured = [], []
+    for step in range(8):
+        batches = {tasks: next(stream).batch for tasks, stream in streams.items()}
+        measured.append([batch is not None and batch.reactivity is not None for batch in batches.values()])
+        if step == 5 and (weight := batches[PASSES[0]].reactivity_weight) is not None:
+            weight.fill_(float("inf"))
+        values.append(train_step(network, optimizers, batches, config, processes))
+        average.update_parameters(network)
+    held = sum(p.to_local().numel() if processes.shards else p.numel() for p in network.parameters())
+    weights, means = whole(network.state_dict()), whole(average.state_dict())
+    texts = processes.gather(str((held, measured)))
+    if processes.leads:
+        torch.save({"values": torch.stack(values), "weights": weights, "means": means, "texts": texts}, out)
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_divided_weights_train_as_whole_ones(tables, optimizer):
+    # batches of coordinates have one example, some others no reactivity in one process; the sixth batch is bad
+    (tables / "two.toml").write_text(RUN)
+    results = {}
+    for parallel in ("replicate", "shard"):
+        out = tables / f"{parallel}.pt"
+        together(2, "-c", STEPS, str(tables / "two.toml"), str(out), parallel, optimizer)
+        results[parallel] = torch.load(out)
+    replicated, divided = results["replicate"], results["shard"]
+    torch.testing.assert_close(divided["values"], replicated["values"], rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert replicated["values"][:, -1].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+    for kind in ("weights", "means"):
+        for name, tensor in replicated[kind].items():
+            # rounding moves a weight without a gradient to speak of by a share of Adam's step, 1e-3
+            torch.testing.assert_close(divided[kind][name], tensor, rtol=0, atol=1e-3, msg=f"{kind} {name}")
+    (held, first), (other, second) = map(ast.literal_eval, divided["texts"])
+    parameters = sum(tensor.numel() for tensor in replicated["weights"].values())
+    assert held + other == parameters and other < held < 0.6 * parameters
+    assert first != second, "measured in one process alone"
+
+
+def test_a_run_of_divided_weights_goes_on(tables):
+    config = tables / "two.toml"
+    config.write_text(RUN)
+    states = {}
+    for run, sittings in (("once", [6]), ("twice", [4, 6])):
+        program = ["-m", "ribonanzamamba", "train", str(config), "--out", str(tables / run)]
+        program += ["--set", "training.decay_share=0.0"]
+        for steps in sittings:
+            together(2, *program, "--set", "training.parallel=shard", "--set", f"training.steps={steps}")
+        states[run] = torch.load(tables / run / "state.pt", weights_only=True)
+    for name, tensor in states["once"]["network"].items():
+        assert torch.equal(states["twice"]["network"][name], tensor), name
+    # and one process, which has all weights, goes on where the two stopped
+    together(1, *program, "--set", "training.steps=7")
+    assert [row["step"] for row in curve(tables / "twice")] == [1, 2, 3, 4, 5, 6, 7]
+
+
+SPOILED = """
+import sys
+import torch
+torch.set_num_threads(1)
+from ribonanzamamba.training.guard import NonFiniteError
+from ribonanzamamba.training.loop import train
+from ribonanzamamba.training.start import build_network
+
+seen = []
+
+def build(config):
+    network = build_network(config)
+
+    def spoil(module, inputs, output):
+        if module.training:
+            seen.append(None)
+            return output * float("nan") if len(seen) > 2 else output
+
+    network.blocks[0].attention.register_forward_hook(spoil)
+    return network
+
+path, out = sys.argv[1:]
+try:
+    train(path, out, ["training.parallel=shard", "data.coordinates=[]"], build=build)
+except NonFiniteError as error:
+    assert "module blocks.0.attention (forward pass)" in str(error), error
+else:
+    raise AssertionError("the run was not stopped")
+"""
+
+
+def test_a_module_of_divided_weights_is_named(tables):
+    (tables / "two.toml").write_text(RUN)
+    together(2, "-c", SPOILED, str(tables / "two.toml"), str(tables / "run"))
+    saved = torch.load(tables / "run" / "state.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in saved["network"].values())
+
+
 def test_minutes_end_all_processes_at_one_step(tables):
     config = tables / "two.toml"
     config.write_text(RUN)
@@ -172,6 +296,11 @@ def test_minutes_end_all_processes_at_one_step(tables):
     together(2, *command, *(part for each in overrides for part in ("--set", each)))
     state = torch.load(tables / "run" / "state.pt", weights_only=True)["run"]
     assert state["step"] == state["finished"] and state["seconds"] >= 2.4
+
+
+def test_another_word_than_replicate_or_shard():
+    with pytest.raises(ValueError, match="training.parallel: expected one of .*, got 'split'"), joined("cpu", "split"):
+        pass
 
 
 def test_alone_nothing_is_exchanged():

@@ -104,6 +104,11 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
     )
 
 
+def no_examples(length: int) -> Batch:
+    """A batch without an example: one row of N, for a network that has to be run all the same."""
+    return Batch((), torch.full((1, length), PAD_TOKEN), torch.ones(1, length, dtype=torch.bool))
+
+
 def batches(
     examples: Sequence[Example], max_tokens: int, max_cells: int, max_examples: int, multiple: int = 1
 ) -> Iterator[Batch]:

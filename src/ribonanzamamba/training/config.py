@@ -119,6 +119,9 @@ class TrainingConfig:
     """Of the first weights, the order of the examples and dropout."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; under torchrun each process takes the GPU of its number."""
+    parallel: str = "replicate"
+    """What several processes have of weights, gradients, moments and averaged weights: all ("replicate"), or each its
+    part ("shard": PyTorch's FSDP, for networks that fill a GPU). The same training, and the same files."""
     bfloat16: bool = True
     """Autocast to bfloat16 on a GPU."""
     fuse: bool = False

@@ -7,14 +7,14 @@ killed and goes on ends with the same weights as one that was not, and no random
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ribonanzamamba.data.batch import Batch, collate, prefetch
+from ribonanzamamba.data.batch import Batch, collate, no_examples, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
 from ribonanzamamba.data.example import Example, crop, drop_priors, reverse_some
 from ribonanzamamba.data.splits import cluster_weights, epoch_batches, padded_length, sample_batches
@@ -23,10 +23,11 @@ from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_tem
 from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.display import Display
 from ribonanzamamba.training.guard import BAD_IN_A_ROW, NonFiniteError, Shard, Step, Watch, find_nonfinite
-from ribonanzamamba.training.loss import Counts, Losses, losses
+from ribonanzamamba.training.loss import READ, Counts, Losses, losses, with_zeros
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 from ribonanzamamba.training.processes import ALONE, Processes, joined
 from ribonanzamamba.training.run_folder import RunFolder
+from ribonanzamamba.training.sharding import replicated, shard_weights, whole, whole_network
 from ribonanzamamba.training.signals import Signals, noted_signals
 from ribonanzamamba.training.start import build_network, starting_network
 from ribonanzamamba.training.stream import Waiting, in_threads
@@ -85,7 +86,11 @@ def train_config(
         ValueError, NonFiniteError, Terminated, KeyboardInterrupt, OSError: as `train`.
     """
     began = time.monotonic() if began is None else began
-    with noted_signals() as signals, joined(config.training.device) as processes, display or Display() as shown:
+    with (
+        noted_signals() as signals,
+        joined(config.training.device, config.training.parallel) as processes,
+        display or Display() as shown,
+    ):
         folder = RunFolder(path, config, writes=processes.leads)
         Run(config, folder, processes, signals, shown, build, began).go()
     return folder.path
@@ -105,8 +110,12 @@ class Run:
         began: float,
     ):
         self.config, self.folder, self.processes = config, folder, processes
-        self.signals, self.display = signals, display
+        self.signals, self.display, self.build = signals, display, build
         device, settings = processes.device, config.training
+        if processes.shards and settings.pass_examples:
+            raise ValueError(
+                "training.pass_examples: every process needs the same passes, so not with parallel = shard"
+            )
         self.network = starting_network(config, build).to(device)
         self.average = averaged(self.network, settings.average_decay)
         self.optimizers = build_optimizers(self.network, settings)
@@ -116,6 +125,8 @@ class Run:
             self.network.checkpoint_activations(settings.checkpointing)
         if settings.fuse:
             self.network.fuse()
+        if processes.shards:
+            shard_weights(self.network, self.average, self.optimizers, device)
         training, held_out = read_tables(config.data, tuple(self.network.config.probes))
         self.training = training
         self.held_out = held_out.sample(settings.valid_examples)
@@ -158,7 +169,7 @@ class Run:
         if settings.steps_only and state.finished != state.step:
             self.warm_up()
         while True:
-            progress, stop = self.agree()
+            progress, stop, late = self.agree()
             if stop == STOP_FOR_BAD_BATCHES:
                 self.give_up()
             if stop:
@@ -169,9 +180,8 @@ class Run:
             if state.step % settings.log_steps == 0:
                 self.log(progress)
             due = settings.save_steps and state.step % settings.save_steps == 0
-            late = settings.save_minutes and time.monotonic() - self.last_save > 60 * settings.save_minutes
             if state.step % settings.valid_steps == 0 and state.step < settings.steps:
-                self.validate(self.average.module)
+                self.validate(self.averaged_network())
                 self.save()
             elif due or late:
                 self.save()
@@ -186,8 +196,8 @@ class Run:
         for tasks, batch in warm_up_batches(self.training, self.config):
             for part in batch.to(device).parts(self.config.training.pass_examples):
                 counts = Counts.of(part)
-                total = task_losses(self.network.train(), tasks, part, self.config, counts).total(self.config.loss)
-                if total is not None:
+                terms = task_losses(self.network.train(), tasks, part, self.config, counts, self.processes)
+                if (total := terms.total(self.config.loss)) is not None:
                     total.backward()
             self.network.zero_grad(set_to_none=True)
         if device.type == "cuda":
@@ -196,8 +206,9 @@ class Run:
         self.folder.append({"step": self.state.step, "warm_up_seconds": round(now - began, 2)})
         self.clock, self.last_log = now - self.state.seconds, now
 
-    def agree(self) -> tuple[float, float]:
-        """Share of the run that is over, and why to stop (0: no reason), the same for all processes."""
+    def agree(self) -> tuple[float, float, float]:
+        """Share of the run that is over, why to stop (0: no reason), and whether the next step is to be followed by a
+        checkpoint because of the time, the same for all processes."""
         settings = self.config.training
         progress = self.state.step / settings.steps
         if settings.minutes and self.processes.leads:
@@ -205,8 +216,9 @@ class Run:
         stop = float(self.signals.number)
         if self.state.bad_in_a_row >= BAD_IN_A_ROW:
             stop = STOP_FOR_BAD_BATCHES
-        progress, stop = self.processes.largest([progress, stop])
-        return progress, stop
+        late = settings.save_minutes and time.monotonic() - self.last_save > 60 * settings.save_minutes
+        progress, stop, late = self.processes.largest([progress, stop, float(late)])
+        return progress, stop, late
 
     def step(self, progress: float) -> None:
         config, state = self.config, self.state
@@ -282,6 +294,16 @@ class Run:
         if self.config.training.steps_only:
             self.clock += time.monotonic() - began
 
+    def averaged_network(self) -> nn.Module:
+        """The averaged weights in a network that this process has whole; all processes call it."""
+        return self.undivided(self.average.module)
+
+    def undivided(self, network: nn.Module) -> nn.Module:
+        """A network that this process has whole, for what it does alone; all processes call it."""
+        if not self.processes.shards:
+            return network
+        return whole_network(network, lambda: self.build(self.config), self.processes.device)
+
     def save(self) -> bool:
         self.take_note(wait=True)
         self.state.seconds = time.monotonic() - self.clock
@@ -291,7 +313,7 @@ class Run:
     def finish(self, progress: float) -> None:
         if self.state.rows or self.watch.waiting:
             self.log(progress)
-        released = self.average.module
+        released = self.averaged_network()
         if self.held_out.structure and self.processes.leads:
             released = calibrated(released, self.held_out, self.processes.device)
         self.validate(released)
@@ -327,6 +349,7 @@ class Run:
         """The first non-finite value of the last bad step's second pass, over this process's part of it."""
         if self.bad is None:
             return ""
+        network = self.undivided(self.network).train()
         torch.manual_seed(step_seed(self.config.training.seed, self.bad.number - 1, self.processes.rank))
         for tasks, shard in self.bad.shards.items():
             if shard.batch is None:
@@ -338,12 +361,12 @@ class Run:
                 def backward(
                     tasks: tuple[str, ...] = tasks, batch: Batch = part, counts: Counts = counts
                 ) -> dict[str, Tensor]:
-                    terms = task_losses(self.network, tasks, batch, self.config, counts)
+                    terms = task_losses(network, tasks, batch, self.config, counts, ALONE)
                     if (total := terms.total(self.config.loss)) is not None:
                         total.backward()
                     return {name: term.detach() for name in LOGGED[:4] if (term := getattr(terms, name)) is not None}
 
-                if place := find_nonfinite(self.network.train(), backward):
+                if place := find_nonfinite(network, backward):
                     return place
         return ""
 
@@ -377,22 +400,22 @@ def train_step(
     bad = torch.zeros((), device=device)
     for tasks, batch in batches.items():
         counts = whole_counts(batch, processes)
-        for part in () if batch is None else batch.parts(config.training.pass_examples):
-            terms = task_losses(network, tasks, part, config, counts)
+        for part in passes(batch, config, processes):
+            terms = task_losses(network, tasks, part, config, counts, processes)
             if (total := terms.total(config.loss)) is not None:
                 bad = bad + ~total.detach().isfinite()
                 if total.requires_grad:
-                    total.backward()
+                    processes.backward(total)
             for name in values:
                 if (term := getattr(terms, name)) is not None:
                     values[name] = term.detach() if values[name] is nothing else values[name] + term.detach()
     parameters = list(network.parameters())
     processes.sum_gradients(parameters)
     losses_sum, bad = sum_values(torch.stack([value.float() for value in values.values()]), bad, processes)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm).to(device)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm)).to(device)
     skipped = ((bad > 0) | ~norm.isfinite()).float()
     for optimizer in optimizers:
-        optimizer.found_inf = skipped
+        optimizer.found_inf = replicated(skipped, parameters)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     row = torch.cat([losses_sum, norm.float()[None]])
@@ -406,12 +429,27 @@ def whole_counts(batch: Batch | None, processes: Processes) -> Counts:
     return Counts.from_tensor(processes.sum(counts))
 
 
-def task_losses(network: nn.Module, tasks: tuple[str, ...], batch: Batch, config: Config, counts: Counts) -> Losses:
+def passes(batch: Batch | None, config: Config, processes: Processes) -> Iterable[Batch]:
+    """The parts of a process's batch, one after the other on the device."""
+    if batch is not None:
+        return batch.parts(config.training.pass_examples)
+    # where weights are divided, the others wait for this process's part of them: a pass over nothing
+    return [no_examples(config.data.pad_multiple).to(processes.device)] if processes.shards else []
+
+
+def task_losses(
+    network: nn.Module, tasks: tuple[str, ...], batch: Batch, config: Config, counts: Counts, processes: Processes
+) -> Losses:
     """Forward pass over a part of a batch; the terms are its part of the whole batch's, of which the counts are."""
     device = batch.tokens.device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
         output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
-    return losses(output, batch, counts, config.loss.reactivity_by_trust)
+    terms = losses(output, batch, counts, config.loss.reactivity_by_trust)
+    if processes.shards:
+        # divided gradients are added up in the backward pass: every process needs those that any has
+        present = processes.largest([float(getattr(terms, name) is not None) for name in READ])
+        terms = with_zeros([name for name, has in zip(READ, present, strict=True) if has], terms, output)
+    return terms
 
 
 def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """What training minimises: one term a task, each a mean over the batch's examples, of whom some have no such
 measurement and add 0."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,25 @@ class Losses:
             if (term := getattr(self, name)) is not None
         ]
         return torch.stack(terms).sum() if terms else None
+
+
+READ = {
+    "reactivity": ("reactivity", "reactivity_error"),
+    "structure": ("pair_logit", "no_partner_logit"),
+    "coordinates": ("coordinates", "plddt_logit", "distance_logit"),
+}
+"""Outputs that the terms of each task read."""
+
+
+def with_zeros(wanted: Collection[str], terms: Losses, output: ModelOutput) -> Losses:
+    """The same terms; those that are wanted, some of READ, and that the batch has not are 0, with a gradient of 0 for
+    every parameter that they depend on."""
+    zeros = {}
+    for term in wanted:
+        if getattr(terms, term) is None:
+            read = (getattr(output, name) for name in READ[term])
+            zeros[term] = torch.stack([0 * tensor.sum() for tensor in read if tensor is not None]).sum()
+    return replace(terms, **zeros)
 
 
 @dataclass(frozen=True)

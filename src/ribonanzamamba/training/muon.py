@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ribonanzamamba.training.sharding import gathered_rows, local, own_rows
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration that pulls all singular values towards 1."""
 ITERATIONS = 5
@@ -38,6 +40,8 @@ class Muon(Optimizer):
     Where the attribute `found_inf` is a scalar 1 on the device, a step changes nothing, as with PyTorch's fused AdamW:
     a bad batch is passed over without the host waiting for the device to tell.
 
+    Of matrices that are divided among processes, each orthogonalizes the whole ones and changes its rows.
+
     Raises:
         ValueError: a parameter that is no matrix.
     """
@@ -52,7 +56,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        skip = self.found_inf
+        skip = local(self.found_inf)
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -62,8 +66,9 @@ class Muon(Optimizer):
                 for parameter in parameters:
                     if "momentum" not in self.state[parameter]:
                         self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-                momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-                gradients = [parameter.grad for parameter in parameters]
+                momenta = [local(self.state[parameter]["momentum"]) for parameter in parameters]
+                gradients = [local(parameter.grad) for parameter in parameters]
+                weights = [local(parameter) for parameter in parameters]
                 decay, rate = 1 - group["lr"] * group["weight_decay"], -group["lr"] * 0.2 * max(shape) ** 0.5
                 if skip is not None:
                     # m + w (m - m) is m, whatever the gradient was; then p * 1 + 0 * update
@@ -72,6 +77,8 @@ class Muon(Optimizer):
                     decay, rate = torch.where(skip > 0, 1.0, decay), torch.where(skip > 0, 0.0, rate)
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 looking_ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
-                updates = orthogonalize(torch.stack(looking_ahead)).to(parameters[0].dtype)
-                torch._foreach_mul_(parameters, decay)
-                torch._foreach_add_(parameters, list((updates * rate).unbind(0)))
+                # in bfloat16, as `orthogonalize` takes them anyway
+                matrices = gathered_rows(torch.stack(looking_ahead).bfloat16(), parameters[0])
+                updates = own_rows(orthogonalize(matrices), parameters[0]).to(weights[0].dtype)
+                torch._foreach_mul_(weights, decay)
+                torch._foreach_add_(weights, list((updates * rate).unbind(0)))

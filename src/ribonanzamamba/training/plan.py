@@ -27,7 +27,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Measured:
-    """What was fitted to measurements on a GPU (`benchmarks/training_memory.py`)."""
+    """What was fitted to measurements on a GPU (`benchmarks/training_plan.py`)."""
 
     memory_factor: float = 0.68
     """Peak of the allocator over the traced peak: a GPU's kernels of attention and norms keep fewer tensors."""
@@ -75,19 +75,20 @@ class Plan:
     passes: tuple[Pass, ...]
     fuse: bool
     coordinate_steps: int
+    measured: Measured = MEASURED
 
     @property
     def memory_gib(self) -> float:
         """Peak on a GPU, as `torch.cuda.max_memory_allocated` counts."""
         largest = max(each.peak_bytes for each in self.passes)
-        factor = MEASURED.fused_memory_factor if self.fuse else MEASURED.memory_factor
-        return (self.resident_bytes + factor * largest) / GIB + MEASURED.memory_extra_gib
+        factor = self.measured.fused_memory_factor if self.fuse else self.measured.memory_factor
+        return (self.resident_bytes + factor * largest) / GIB + self.measured.memory_extra_gib
 
     def seconds(self, each: Pass) -> float:
         """Time of a pass on a GPU."""
-        device = each.moved_bytes / MEASURED.bytes_per_second + each.flops / MEASURED.flops_per_second
-        device *= MEASURED.fused_time_factor if self.fuse else 1.0
-        return max(device, each.operations * MEASURED.launch_seconds)
+        device = each.moved_bytes / self.measured.bytes_per_second + each.flops / self.measured.flops_per_second
+        device *= self.measured.fused_time_factor if self.fuse else 1.0
+        return max(device, each.operations * self.measured.launch_seconds)
 
     @property
     def seconds_per_step(self) -> float:
@@ -140,6 +141,8 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
     trained = sum(count for count, needs in counts if needs)
     total = sum(count for count, _ in counts)
     resident = resident_bytes(total, trained, config.training.optimizer)
+    if config.training.parallel == "shard":
+        resident //= processes
     return Plan(total, trained, resident, tuple(passes), config.training.fuse, data.coordinate_steps)
 
 

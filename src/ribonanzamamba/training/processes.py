@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=4)
 """How long a process waits for another, such as for the first one's validation, before it gives up."""
+PARALLEL = ("replicate", "shard")
+"""Whether every process has all weights, or its part."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Processes:
     device: torch.device = torch.device("cpu")
     rank: int = 0
     count: int = 1
+    shards: bool = False
+    """Whether weights, gradients and moments are divided among the processes (`training.sharding`)."""
 
     @property
     def leads(self) -> bool:
@@ -65,9 +69,17 @@ class Processes:
         dist.all_gather(every, mine)
         return [bytes(each.tolist()).rstrip(b"\0").decode() for each in every]
 
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradient to that of the parameters."""
+        # divided gradients are the mean over the processes: times their number it is the sum
+        (loss * self.count if self.shards else loss).backward()
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every parameter the sum of all processes' gradients; none where no process has one."""
-        if self.count == 1:
+        """Give every parameter the sum of all processes' gradients; none where no process has one.
+
+        Divided gradients have been added up in the backward pass.
+        """
+        if self.count == 1 or self.shards:
             return
         parameters = list(parameters)
         present = self.largest([float(parameter.grad is not None) for parameter in parameters])
@@ -93,9 +105,15 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Processes]:
+def joined(device: str, parallel: str = "replicate") -> Iterator[Processes]:
     """The processes of this run, and the device of this one: `device` ("auto", "cpu", "cuda", "cuda:1") or, under
-    `torchrun` with GPUs, that of its number on this machine."""
+    `torchrun` with GPUs, that of its number on this machine.
+
+    Raises:
+        ValueError: `parallel` is not in PARALLEL.
+    """
+    if parallel not in PARALLEL:
+        raise ValueError(f"training.parallel: expected one of {PARALLEL}, got {parallel!r}")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes(torch.device(pick_device(device)))
@@ -106,7 +124,7 @@ def joined(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Processes(place, dist.get_rank(), dist.get_world_size())
+        yield Processes(place, dist.get_rank(), dist.get_world_size(), shards=parallel == "shard")
     finally:
         dist.destroy_process_group()
 

@@ -24,6 +24,7 @@ from ribonanzamamba import __version__
 from ribonanzamamba.model.checkpoint import recover_checkpoint, save_checkpoint, sync_folder, write_synced
 from ribonanzamamba.training.config import Config
 from ribonanzamamba.training.metrics import read_metrics
+from ribonanzamamba.training.sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -190,23 +191,25 @@ class RunFolder:
     def save(
         self, state: RunState, network: nn.Module, average: AveragedModel, optimizers: list[torch.optim.Optimizer]
     ) -> bool:
-        """Write everything needed to continue; whether the disk took it.
+        """Write everything needed to continue; whether the disk took it. All processes call it.
 
         Raises:
             ValueError: weights that are not finite: the last good checkpoint is worth more.
         """
-        if not self.writes:
-            return True
-        for weights in (network, average):
-            if not all(tensor.isfinite().all() for tensor in weights.state_dict().values()):
-                raise ValueError(f"{self.path}: weights are not finite at step {state.step}; kept the last checkpoint")
-        buffer = io.BytesIO()
         content = {
             "run": asdict(state),
             "network": network.state_dict(),
             "average": average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
+        # every process has its part to give
+        content = whole(content)
+        if not self.writes:
+            return True
+        for weights in (content["network"], content["average"]):
+            if not all(tensor.isfinite().all() for tensor in weights.values()):
+                raise ValueError(f"{self.path}: weights are not finite at step {state.step}; kept the last checkpoint")
+        buffer = io.BytesIO()
         torch.save(content, buffer)
         written = self._attempt(STATE, lambda: write_atomically(self.path / STATE, buffer.getbuffer()))
         if written:
