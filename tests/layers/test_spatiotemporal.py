@@ -154,6 +154,16 @@ def test_every_parameter_gets_a_gradient(temporal):
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in block.parameters())
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_step_sizes_start_in_their_range(causal):
+    block = SpatioTemporalBlock(64, temporal="mamba", causal=causal, dt_range=(0.25, 0.5))
+    steps = F.softplus(block.temporal.layer.mamba.dt_bias)
+    assert steps.min() > 0.249 and steps.max() < 0.501
+    folded = SpatioTemporalBlock(64, temporal="fusionmamba", d_state=4, dt_range=(0.25, 0.5)).temporal.layer.layer.scan
+    assert folded.d_state == 4
+    assert F.softplus(folded.dt_bias).min() > 0.249 and F.softplus(folded.dt_bias).max() < 0.501
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
