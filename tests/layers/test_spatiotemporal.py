@@ -35,16 +35,15 @@ def attention_by_loops(layer: AxisAttention, x: Tensor) -> Tensor:
     """One line (length, d_in)."""
     heads, width = layer.heads, layer.out.in_features
     own = width // heads
-    projected = [F.relu(layer.qkv.weight @ x_t + layer.qkv.bias) for x_t in x]
+    projected = torch.stack([F.relu(layer.qkv.weight @ x_t + layer.qkv.bias) for x_t in x])
     rows = []
     for i in range(len(x)):
         parts = []
         for head in range(heads):
             q, k, v = (slice(kind * width + head * own, kind * width + (head + 1) * own) for kind in range(3))
-            seen = range(i + 1) if layer.causal else range(len(x))
-            weights = [torch.exp(projected[i][q] @ projected[j][k] / math.sqrt(own)) for j in seen]
-            total = sum(weights)
-            parts.append(sum(w / total * projected[j][v] for w, j in zip(weights, seen, strict=True)))
+            seen = projected[: i + 1] if layer.causal else projected
+            weights = torch.exp(seen[:, k] @ projected[i][q] / math.sqrt(own))
+            parts.append(seen[:, v].T @ weights / weights.sum())
         rows.append(layer.out.weight @ torch.cat(parts) + layer.out.bias)
     return torch.stack(rows)
 
@@ -88,6 +87,17 @@ def test_lines_are_independent(axis, stirred):
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("axis", ["time", "node"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_axis_attention_of_any_length_equals_loops(steps, axis, causal, stirred, same_with_gradients):
+    layer = stirred(AxisAttention(6, 4, heads=2, axis=axis, causal=causal))
+    x = normal(1, steps, 2, 6) if axis == "time" else normal(1, 2, steps, 6)
+    x.requires_grad_()
+    expected = over_lines(x, axis, [steps], lambda line: attention_by_loops(layer, line))
+    same_with_gradients(layer, layer(x), expected, x)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("axis", ["time", "node"])
 @pytest.mark.parametrize("lengths", [None, [6, 4], [6, 0]], ids=str)
 def test_axis_attention_equals_loops(axis, causal, lengths, stirred, same_with_gradients):
     layer = stirred(AxisAttention(6, 4, heads=2, axis=axis, causal=causal))
@@ -106,25 +116,30 @@ def branch_by_loops(branch, x, axis, lengths, by_loops):
 
 @pytest.mark.parametrize("spatial", ["attention", "mamba"])
 @pytest.mark.parametrize("temporal", ["attention", "mamba"])
-def test_block_equals_loops(temporal, spatial, by_loops, stirred, same_with_gradients):
+@pytest.mark.parametrize("steps", STEPS)
+def test_block_equals_loops(steps, temporal, spatial, by_loops, stirred, same_with_gradients):
     torch.manual_seed(0)
     block = stirred(SpatioTemporalBlock(WIDTH, temporal=temporal, spatial=spatial, heads=2, d_state=3))
-    x, embedding = normal(2, 5, 3, WIDTH).requires_grad_(), normal(2, 5, 3, WIDTH, seed=2).requires_grad_()
-    lengths = [5, 2]
+    nodes = 3 if steps < 100 else 1
+    x, embedding = (normal(2, steps, nodes, WIDTH, seed=seed).requires_grad_() for seed in (1, 2))
+    lengths = [steps, (steps + 2) // 3]
     joined = torch.cat([x, embedding], dim=-1)
     joined = joined / (joined.square().mean(-1, keepdim=True) + 1e-5).sqrt() * block.norm.weight
-    spatial_y = branch_by_loops(block.spatial, joined, "node", [3, 3], by_loops)
+    spatial_y = branch_by_loops(block.spatial, joined, "node", [nodes, nodes], by_loops)
     temporal_y = branch_by_loops(block.temporal, joined, "time", lengths, by_loops)
-    expected = torch.zeros_like(x)
+    rows = []
     for b in range(2):
-        for t in range(lengths[b]):
-            for n in range(3):
+        for t in range(steps):
+            for n in range(nodes):
+                if t >= lengths[b]:
+                    rows.append(torch.zeros(WIDTH, dtype=x.dtype))
+                    continue
                 hs, ht = spatial_y[b, t, n], temporal_y[b, t, n]
                 gate = block.gate_spatial.weight @ hs + block.gate_temporal.weight @ ht + block.gate_temporal.bias
                 z = 1 / (1 + torch.exp(-gate))
                 hidden = block.out[0].weight @ (z * hs + (1 - z) * ht) + block.out[0].bias
-                y = x[b, t, n] + block.out[2].weight @ hidden.clamp(min=0) + block.out[2].bias
-                expected = expected.index_put(tuple(torch.tensor(index) for index in (b, t, n)), y)
+                rows.append(x[b, t, n] + block.out[2].weight @ hidden.clamp(min=0) + block.out[2].bias)
+    expected = torch.stack(rows).reshape(x.shape)
     same_with_gradients(block, block(x, embedding, torch.tensor(lengths)), expected, x, embedding)
 
 
