@@ -51,9 +51,11 @@ def attention_by_loops(layer: AxisAttention, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("axis", ["time", "node"])
 @pytest.mark.parametrize("steps", STEPS)
-def test_temporal_mamba_equals_loops(steps, axis, causal, by_loops, stirred, same_with_gradients):
+@pytest.mark.parametrize("form", ["ssd", "selective_scan"])
+def test_temporal_mamba_equals_loops(form, steps, axis, causal, by_loops, stirred, same_with_gradients):
     torch.manual_seed(0)
-    layer = stirred(TemporalMamba(WIDTH, axis=axis, causal=causal, d_state=3, head_width=4))
+    options = {"head_width": 4} if form == "ssd" else {}
+    layer = stirred(TemporalMamba(WIDTH, axis=axis, causal=causal, form=form, d_state=3, **options))
     batch, nodes = (2, 3) if steps < 100 else (2, 1)
     x = normal(batch, steps, nodes, WIDTH).requires_grad_()
     size = steps if axis == "time" else nodes
@@ -72,9 +74,10 @@ def test_causal_sees_no_future(stirred):
     assert (layer(x)[:, 7:] != layer(other)[:, 7:]).any()
 
 
+@pytest.mark.parametrize("form", ["ssd", "selective_scan"])
 @pytest.mark.parametrize("axis", ["time", "node"])
-def test_lines_are_independent(axis, stirred):
-    layer = stirred(TemporalMamba(WIDTH, axis=axis))
+def test_lines_are_independent(axis, form, stirred):
+    layer = stirred(TemporalMamba(WIDTH, axis=axis, form=form))
     x = normal(2, 5, 4, WIDTH)
     other = x.clone()
     place = (0, slice(None), 1) if axis == "time" else (0, 1)
@@ -183,6 +186,8 @@ def test_step_sizes_start_in_their_range(causal):
     ("build", "message"),
     [
         (lambda: TemporalMamba(4, axis="space"), "axis: expected 'time' or 'node', got 'space'"),
+        (lambda: TemporalMamba(4, form="s4"), "form: expected one of .*, got 's4'"),
+        (lambda: TemporalMamba(4, form="selective_scan", head_width=4), "head_width: of form 'ssd'"),
         (lambda: AxisAttention(4, 4, heads=3), "heads: expected a divisor of 4, got 3"),
         (lambda: SpatioTemporalBlock(8, temporal="lstm"), "expected a branch of .*, got 'lstm'"),
         (lambda: SpatioTemporalBlock(8, temporal="fusionmamba", causal=True), "causal: a plane is scanned"),

@@ -5,6 +5,7 @@ with either in its two branches. No axis is reshaped by the caller, and every nu
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,13 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ribonanzamamba.layers.bidirectional import BiMamba
+from ribonanzamamba.layers.bidirectional import BiMamba, BiMamba1
 from ribonanzamamba.layers.fusionmamba import FoldedTime, FusionMambaBlock
-from ribonanzamamba.layers.mamba import Mamba2, widest_head
+from ribonanzamamba.layers.mamba import Mamba, Mamba2, widest_head
 from ribonanzamamba.layers.norm import RMSNorm
 
+STATES = {"ssd": 32, "selective_scan": 16}
+"""Size of the state of each form, where it is not given."""
 MASKED_LOGIT = -1e9
 """Finite, so that a row without any real position stays finite; exp of it is exactly 0 beside any real logit."""
 
@@ -25,8 +28,10 @@ class TemporalMamba(nn.Module):
     """A selective state space along time for each node, or along the nodes for each time step; from both ends, or
     `causal`.
 
-    The number of time steps and of nodes may differ from call to call. `dt_range` sets how far it looks at the start:
-    a step size dt forgets within about 1 / dt steps, so that for a dozen steps the range of long sequences is too low.
+    The number of time steps and of nodes may differ from call to call. `form` "ssd" has a decay for each head (Mamba-2;
+    `head_width` channels each), "selective_scan" one for every channel and state (Mamba-1). `dt_range` sets how far it
+    looks at the start: a step size dt forgets within about 1 / dt steps, so that for a dozen steps the range of long
+    sequences is too low.
     """
 
     def __init__(
@@ -35,7 +40,8 @@ class TemporalMamba(nn.Module):
         *,
         axis: str = "time",
         causal: bool = False,
-        d_state: int = 32,
+        form: str = "ssd",
+        d_state: int | None = None,
         expand: int = 2,
         head_width: int | None = None,
         d_conv: int | None = None,
@@ -43,13 +49,19 @@ class TemporalMamba(nn.Module):
     ):
         super().__init__()
         self.axis = checked_axis(axis)
+        if form not in STATES:
+            raise ValueError(f"form: expected one of {tuple(STATES)}, got {form!r}")
+        if form != "ssd" and head_width is not None:
+            raise ValueError("head_width: of form 'ssd'; in a selective_scan every channel is by itself")
         head_width = widest_head(expand * d_model) if head_width is None else head_width
-        options = {"d_state": d_state, "expand": expand, "dt_range": dt_range}
-        # the causal convolution of Mamba-2 looks 3 steps back, the centred one of BiMamba 2 to either side
-        if causal:
-            self.mamba = Mamba2(d_model, headdim=head_width, d_conv=d_conv or 4, **options)
+        options = {"d_state": d_state or STATES[form], "expand": expand, "dt_range": dt_range}
+        # causal convolutions look 3 steps back, the centred ones 2 to either side
+        options["d_conv"] = d_conv or (4 if causal else 5)
+        if form == "ssd":
+            build = partial(Mamba2, headdim=head_width) if causal else partial(BiMamba, head_width=head_width)
         else:
-            self.mamba = BiMamba(d_model, head_width=head_width, d_conv=d_conv or 5, **options)
+            build = Mamba if causal else BiMamba1
+        self.mamba = build(d_model, **options)
 
     def forward(
         self, x: Float[Tensor, "batch time node width"], lengths: Int[Tensor, " batch"] | None = None
