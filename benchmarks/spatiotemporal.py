@@ -90,7 +90,10 @@ def contestants(width: int) -> dict[tuple[str, str], Callable[[], nn.Module]]:
     found: dict[tuple[str, str], Callable[[], nn.Module]] = {}
     for group, causal in (("both ways", False), ("causal", True)):
         options = {"causal": causal}
-        found[group, "TemporalMamba"] = lambda o=options: TemporalMamba(width, d_state=STATE, **o)
+        for form, state in (("ssd", STATE), ("selective_scan", SCAN_STATE)):
+            found[group, f"TemporalMamba, {form}"] = lambda o=options, f=form, n=state: TemporalMamba(
+                width, form=f, d_state=n, **o
+            )
         for heads in (8, 1):
             found[group, f"attention, {heads} head{'s' if heads > 1 else ''}"] = lambda o=options, h=heads: (
                 AxisAttention(width, width, heads=h, **o)
@@ -178,7 +181,7 @@ def measure_all(shapes: tuple[tuple[int, ...], ...], only: str, device: str, rep
 
 
 def show(line: dict) -> str:
-    head = f"{line['shape']:>14}  {line['group']:10}{line['contestant']:26}"
+    head = f"{line['shape']:>14}  {line['group']:10}{line['contestant']:30}"
     if "ms" not in line:
         return f"{head}  {line['status']}"
 
@@ -204,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     about = (describe_machine() if options.device == "cpu" else describe_gpu()) | {"repeats": options.repeats}
     print(json.dumps(about))
     print(
-        f"{'shape':>14}  {'group':10}{'contestant':26}{'ms':>10}{'10 - 90 %':>20}{'graph ms':>10}{'MiB':>8}"
+        f"{'shape':>14}  {'group':10}{'contestant':30}{'ms':>10}{'10 - 90 %':>20}{'graph ms':>10}{'MiB':>8}"
         f"{'parameters':>12}{'/ ours':>8}"
     )
     begin = time.perf_counter()
