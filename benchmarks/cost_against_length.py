@@ -1,30 +1,28 @@
 """Time and memory of an attention and of a Mamba along time, against the number of time steps.
 
-    python benchmarks/cost_against_length.py [--lengths 64,128,...,8192] [--device cpu] [--picture FILE.png] [--json]
+    python benchmarks/cost_against_length.py [--lengths 64,128,...,8192] [--nodes 8] [--device cpu]
+                                             [--picture FILE.png] [--json]
 
-(batch, time, node, width) = 1 x T x 8 x 64, float32, forward and backward: `AxisAttention` (PyTorch's fused attention),
-`TemporalMamba` from both ends, and causal. Median of the repeats after a warm-up, CPU seconds of one thread on a CPU,
-wall seconds on a GPU. Memory: what PyTorch allocated at its peak on a GPU; on a CPU what autograd keeps for the
-backward pass. A layer that takes longer than the limit is not measured at longer ones. Hardware, versions and commit
-stand in each result line.
+(batch, time, node, width) = 1 x T x nodes x 64, float32, forward and backward: `AxisAttention` (PyTorch's fused
+attention), `TemporalMamba` from both ends, and causal. Median of the repeats after a warm-up, CPU seconds of one thread
+on a CPU, wall seconds on a GPU. Memory: what PyTorch allocated at its peak on a GPU; on a CPU what autograd keeps for
+the backward pass. A layer that takes longer than the limit is not measured at longer ones. Hardware, versions and
+commit stand in each result line.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from machine import describe_gpu, describe_machine
 from torch import Tensor, nn
 
 from ribonanzamamba.layers import AxisAttention, TemporalMamba
 
-BATCH, NODES, WIDTH, HEADS = 1, 8, 64, 8
+BATCH, WIDTH, HEADS = 1, 64, 8
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: AxisAttention(WIDTH, WIDTH, heads=HEADS),
@@ -33,19 +31,20 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def measure(name: str, length: int, device: str, repeats: int) -> dict:
+def measure(name: str, length: int, nodes: int, device: str, repeats: int) -> dict:
     """Median, least and largest milliseconds, and MiB."""
     torch.manual_seed(0)
     layer = LAYERS[name]().to(device)
-    x = torch.randn(BATCH, length, NODES, WIDTH, device=device)
+    x = torch.randn(BATCH, length, nodes, WIDTH, device=device)
     seconds = [timed(layer, x) for _ in range(repeats + 1)][1:]
     return {
         "layer": name,
         "length": length,
+        "nodes": nodes,
         "ms": round(1e3 * statistics.median(seconds), 2),
         "ms_range": [round(1e3 * min(seconds), 2), round(1e3 * max(seconds), 2)],
         "mib": round(memory(layer, x) / 2**20, 2),
-        **machine(device),
+        **(describe_machine() if device == "cpu" else describe_gpu()),
     }
 
 
@@ -81,14 +80,6 @@ def memory(layer: nn.Module, x: Tensor) -> int:
     return sum(size for _, size in kept.values())
 
 
-def machine(device: str) -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    return {"hardware": hardware, "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit.stdout.strip()}
-
-
 def draw(lines: list[dict], path: str) -> None:
     from matplotlib.figure import Figure
 
@@ -109,6 +100,7 @@ def draw(lines: list[dict], path: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
+    parser.add_argument("--nodes", type=int, default=8, help="as many rows of the sequence length")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit", type=float, default=30, help="seconds of a pass beyond which a layer is left out")
@@ -122,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in LAYERS:
             if name in slow:
                 continue
-            line = measure(name, length, options.device, options.repeats)
+            line = measure(name, length, options.nodes, options.device, options.repeats)
             lines.append(line)
             if line["ms"] > 1e3 * options.limit:
                 slow.add(name)

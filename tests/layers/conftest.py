@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ribonanzamamba.layers import BiMamba, Mamba2
+from ribonanzamamba.layers import BiMamba, BiMamba1, Mamba, Mamba2
 
 
 def bimamba_by_loops(layer: BiMamba, x: Tensor) -> Tensor:
@@ -61,8 +61,67 @@ def mamba2_by_loops(layer: Mamba2, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def mamba1_scan(u: list[Tensor], selected: list[Tensor], dt_weight: Tensor, dt_bias: Tensor, A_log: Tensor, order):
+    """Outputs (d_inner) of one direction at each position: selected holds low-rank step sizes, B and C."""
+    d, n = A_log.shape
+    h, outputs = u[0].new_zeros(d, n), {}
+    for t in order:
+        low, B, C = selected[t].split((dt_weight.shape[1], n, n))
+        dt = F.softplus(dt_weight @ low + dt_bias)
+        h = torch.exp(-torch.exp(A_log) * dt[:, None]) * h + (dt * u[t])[:, None] * B
+        outputs[t] = h @ C
+    return [outputs[t] for t in range(len(u))]
+
+
+def mamba1_by_loops(layer: Mamba, x: Tensor) -> Tensor:
+    """One row (length, width): causal convolution, recurrence, skip, gate."""
+    taps = layer.conv1d.weight.shape[2]
+    u, z = zip(*((layer.in_proj.weight @ x_t).chunk(2) for x_t in x), strict=True)
+    mixed = []
+    for t in range(len(x)):
+        total = layer.conv1d.bias
+        for back in range(min(t + 1, taps)):
+            total = total + layer.conv1d.weight[:, 0, taps - 1 - back] * u[t - back]
+        mixed.append(F.silu(total))
+    selected = [layer.x_proj.weight @ u_t for u_t in mixed]
+    y = mamba1_scan(mixed, selected, layer.dt_proj.weight, layer.dt_proj.bias, layer.A_log, range(len(x)))
+    rows = [(y[t] + layer.D * mixed[t]) * F.silu(z[t]) for t in range(len(x))]
+    return torch.stack([layer.out_proj.weight @ row for row in rows])
+
+
+def bimamba1_by_loops(layer: BiMamba1, x: Tensor) -> Tensor:
+    """One row (length, width): shared centred convolution, one recurrence from each end, mean, skip, gate."""
+    length, taps, d = len(x), layer.conv_weight.shape[1], layer.d_inner
+    u, z = zip(*((layer.in_proj.weight @ x_t).chunk(2) for x_t in x), strict=True)
+    mixed = []
+    for t in range(length):
+        total = layer.conv_bias
+        for k in range(taps):
+            if 0 <= t + k - taps // 2 < length:
+                total = total + layer.conv_weight[:, k] * u[t + k - taps // 2]
+        mixed.append(F.silu(total))
+    directions = []
+    for k in range(2):
+        selected = [(layer.x_proj.weight @ u_t).chunk(2)[k] for u_t in mixed]
+        own, order = slice(k * d, (k + 1) * d), range(length) if k == 0 else range(length)[::-1]
+        directions.append(mamba1_scan(mixed, selected, layer.dt_weight[k], layer.dt_bias[own], layer.A_log[own], order))
+    rows = [
+        ((left + right) / 2 + layer.D * mixed[t]) * F.silu(z[t])
+        for t, (left, right) in enumerate(zip(*directions, strict=True))
+    ]
+    return torch.stack([layer.out_proj.weight @ row for row in rows])
+
+
+DEFINITIONS = {
+    BiMamba: bimamba_by_loops,
+    BiMamba1: bimamba1_by_loops,
+    Mamba: mamba1_by_loops,
+    Mamba2: mamba2_by_loops,
+}
+
+
 def state_space_by_loops(layer: nn.Module, x: Tensor) -> Tensor:
-    return bimamba_by_loops(layer, x) if isinstance(layer, BiMamba) else mamba2_by_loops(layer, x)
+    return DEFINITIONS[type(layer)](layer, x)
 
 
 def assert_same_with_gradients(layer: nn.Module, got: Tensor, expected: Tensor, *inputs: Tensor) -> None:
@@ -103,7 +162,7 @@ def stirred() -> Callable[[nn.Module], nn.Module]:
             parameter.data.add_(0.3 * noise)
             if name.endswith("A_log"):
                 parameter.data.sub_(2)
-            if name.endswith("dt_bias"):
+            if name.endswith(("dt_bias", "dt_proj.bias")):
                 parameter.data.add_(2)
         return layer
 

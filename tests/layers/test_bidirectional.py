@@ -54,7 +54,7 @@ def defined(layer: BiMamba, x: Tensor) -> Tensor:
     return y @ layer.out_proj.weight.T
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 70])
+@pytest.mark.parametrize("length", [1, 2, 7, 12, 13, 36, 70, 288])
 def test_equals_definition_with_gradients(layer, length):
     x = normal(3, length, 12).requires_grad_()
     lengths = torch.tensor([length, (length + 1) // 2, 1])

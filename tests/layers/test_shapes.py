@@ -13,6 +13,7 @@ from ribonanzamamba.layers.shapes import first_sentence, shapes
 CALLS = {
     "AxisAttention": (lambda: layers.AxisAttention(8, 8, heads=2), [(2, 12, 5, 8)]),
     "BiMamba": (lambda: layers.BiMamba(8, head_width=8), [(2, 12, 8)]),
+    "BiMamba1": (lambda: layers.BiMamba1(8), [(2, 12, 8)]),
     "DescriptiveConvolution": (lambda: layers.DescriptiveConvolution(8, 4), [(2, 3, 4, 8)]),
     "Downsample2D": (lambda: layers.Downsample2D(8), [(2, 3, 4, 8)]),
     "EfficientChannelAttention": (layers.EfficientChannelAttention, [(2, 3, 4, 8)]),

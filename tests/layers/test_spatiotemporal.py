@@ -35,16 +35,15 @@ def attention_by_loops(layer: AxisAttention, x: Tensor) -> Tensor:
     """One line (length, d_in)."""
     heads, width = layer.heads, layer.out.in_features
     own = width // heads
-    projected = [F.relu(layer.qkv.weight @ x_t + layer.qkv.bias) for x_t in x]
+    projected = torch.stack([F.relu(layer.qkv.weight @ x_t + layer.qkv.bias) for x_t in x])
     rows = []
     for i in range(len(x)):
         parts = []
         for head in range(heads):
             q, k, v = (slice(kind * width + head * own, kind * width + (head + 1) * own) for kind in range(3))
-            seen = range(i + 1) if layer.causal else range(len(x))
-            weights = [torch.exp(projected[i][q] @ projected[j][k] / math.sqrt(own)) for j in seen]
-            total = sum(weights)
-            parts.append(sum(w / total * projected[j][v] for w, j in zip(weights, seen, strict=True)))
+            seen = projected[: i + 1] if layer.causal else projected
+            weights = torch.exp(seen[:, k] @ projected[i][q] / math.sqrt(own))
+            parts.append(seen[:, v].T @ weights / weights.sum())
         rows.append(layer.out.weight @ torch.cat(parts) + layer.out.bias)
     return torch.stack(rows)
 
@@ -52,9 +51,11 @@ def attention_by_loops(layer: AxisAttention, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("axis", ["time", "node"])
 @pytest.mark.parametrize("steps", STEPS)
-def test_temporal_mamba_equals_loops(steps, axis, causal, by_loops, stirred, same_with_gradients):
+@pytest.mark.parametrize("form", ["ssd", "selective_scan"])
+def test_temporal_mamba_equals_loops(form, steps, axis, causal, by_loops, stirred, same_with_gradients):
     torch.manual_seed(0)
-    layer = stirred(TemporalMamba(WIDTH, axis=axis, causal=causal, d_state=3, head_width=4))
+    options = {"head_width": 4} if form == "ssd" else {}
+    layer = stirred(TemporalMamba(WIDTH, axis=axis, causal=causal, form=form, d_state=3, **options))
     batch, nodes = (2, 3) if steps < 100 else (2, 1)
     x = normal(batch, steps, nodes, WIDTH).requires_grad_()
     size = steps if axis == "time" else nodes
@@ -73,9 +74,10 @@ def test_causal_sees_no_future(stirred):
     assert (layer(x)[:, 7:] != layer(other)[:, 7:]).any()
 
 
+@pytest.mark.parametrize("form", ["ssd", "selective_scan"])
 @pytest.mark.parametrize("axis", ["time", "node"])
-def test_lines_are_independent(axis, stirred):
-    layer = stirred(TemporalMamba(WIDTH, axis=axis))
+def test_lines_are_independent(axis, form, stirred):
+    layer = stirred(TemporalMamba(WIDTH, axis=axis, form=form))
     x = normal(2, 5, 4, WIDTH)
     other = x.clone()
     place = (0, slice(None), 1) if axis == "time" else (0, 1)
@@ -84,6 +86,17 @@ def test_lines_are_independent(axis, stirred):
     assert changed[place].all()
     changed[place] = False
     assert not changed.any()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("axis", ["time", "node"])
+@pytest.mark.parametrize("steps", STEPS)
+def test_axis_attention_of_any_length_equals_loops(steps, axis, causal, stirred, same_with_gradients):
+    layer = stirred(AxisAttention(6, 4, heads=2, axis=axis, causal=causal))
+    x = normal(1, steps, 2, 6) if axis == "time" else normal(1, 2, steps, 6)
+    x.requires_grad_()
+    expected = over_lines(x, axis, [steps], lambda line: attention_by_loops(layer, line))
+    same_with_gradients(layer, layer(x), expected, x)
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
@@ -106,25 +119,30 @@ def branch_by_loops(branch, x, axis, lengths, by_loops):
 
 @pytest.mark.parametrize("spatial", ["attention", "mamba"])
 @pytest.mark.parametrize("temporal", ["attention", "mamba"])
-def test_block_equals_loops(temporal, spatial, by_loops, stirred, same_with_gradients):
+@pytest.mark.parametrize("steps", STEPS)
+def test_block_equals_loops(steps, temporal, spatial, by_loops, stirred, same_with_gradients):
     torch.manual_seed(0)
     block = stirred(SpatioTemporalBlock(WIDTH, temporal=temporal, spatial=spatial, heads=2, d_state=3))
-    x, embedding = normal(2, 5, 3, WIDTH).requires_grad_(), normal(2, 5, 3, WIDTH, seed=2).requires_grad_()
-    lengths = [5, 2]
+    nodes = 3 if steps < 100 else 1
+    x, embedding = (normal(2, steps, nodes, WIDTH, seed=seed).requires_grad_() for seed in (1, 2))
+    lengths = [steps, (steps + 2) // 3]
     joined = torch.cat([x, embedding], dim=-1)
     joined = joined / (joined.square().mean(-1, keepdim=True) + 1e-5).sqrt() * block.norm.weight
-    spatial_y = branch_by_loops(block.spatial, joined, "node", [3, 3], by_loops)
+    spatial_y = branch_by_loops(block.spatial, joined, "node", [nodes, nodes], by_loops)
     temporal_y = branch_by_loops(block.temporal, joined, "time", lengths, by_loops)
-    expected = torch.zeros_like(x)
+    rows = []
     for b in range(2):
-        for t in range(lengths[b]):
-            for n in range(3):
+        for t in range(steps):
+            for n in range(nodes):
+                if t >= lengths[b]:
+                    rows.append(torch.zeros(WIDTH, dtype=x.dtype))
+                    continue
                 hs, ht = spatial_y[b, t, n], temporal_y[b, t, n]
                 gate = block.gate_spatial.weight @ hs + block.gate_temporal.weight @ ht + block.gate_temporal.bias
                 z = 1 / (1 + torch.exp(-gate))
                 hidden = block.out[0].weight @ (z * hs + (1 - z) * ht) + block.out[0].bias
-                y = x[b, t, n] + block.out[2].weight @ hidden.clamp(min=0) + block.out[2].bias
-                expected = expected.index_put(tuple(torch.tensor(index) for index in (b, t, n)), y)
+                rows.append(x[b, t, n] + block.out[2].weight @ hidden.clamp(min=0) + block.out[2].bias)
+    expected = torch.stack(rows).reshape(x.shape)
     same_with_gradients(block, block(x, embedding, torch.tensor(lengths)), expected, x, embedding)
 
 
@@ -154,10 +172,22 @@ def test_every_parameter_gets_a_gradient(temporal):
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in block.parameters())
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_step_sizes_start_in_their_range(causal):
+    block = SpatioTemporalBlock(64, temporal="mamba", causal=causal, dt_range=(0.25, 0.5))
+    steps = F.softplus(block.temporal.layer.mamba.dt_bias)
+    assert steps.min() > 0.249 and steps.max() < 0.501
+    folded = SpatioTemporalBlock(64, temporal="fusionmamba", d_state=4, dt_range=(0.25, 0.5)).temporal.layer.layer.scan
+    assert folded.d_state == 4
+    assert F.softplus(folded.dt_bias).min() > 0.249 and F.softplus(folded.dt_bias).max() < 0.501
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: TemporalMamba(4, axis="space"), "axis: expected 'time' or 'node', got 'space'"),
+        (lambda: TemporalMamba(4, form="s4"), "form: expected one of .*, got 's4'"),
+        (lambda: TemporalMamba(4, form="selective_scan", head_width=4), "head_width: of form 'ssd'"),
         (lambda: AxisAttention(4, 4, heads=3), "heads: expected a divisor of 4, got 3"),
         (lambda: SpatioTemporalBlock(8, temporal="lstm"), "expected a branch of .*, got 'lstm'"),
         (lambda: SpatioTemporalBlock(8, temporal="fusionmamba", causal=True), "causal: a plane is scanned"),

@@ -1,7 +1,7 @@
 """Modules on tensors: state-space, attention, convolution and pair layers. Knows nothing of RNA."""
 
 from ribonanzamamba.layers.attention import PairBiasedAttention
-from ribonanzamamba.layers.bidirectional import BiMamba
+from ribonanzamamba.layers.bidirectional import BiMamba, BiMamba1
 from ribonanzamamba.layers.convolution import SeparableConvolution
 from ribonanzamamba.layers.fusionmamba import (
     DescriptiveConvolution,
@@ -23,6 +23,7 @@ from ribonanzamamba.layers.spatiotemporal import AxisAttention, SpatioTemporalBl
 __all__ = [
     "AxisAttention",
     "BiMamba",
+    "BiMamba1",
     "DescriptiveConvolution",
     "Downsample2D",
     "EfficientChannelAttention",

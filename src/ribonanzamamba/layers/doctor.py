@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ribonanzamamba import __version__
 from ribonanzamamba.layers.bidirectional import BiMamba
-from ribonanzamamba.ops import selective_scan, ssd
-from ribonanzamamba.ops.backend import choose, triton_import_problem
+from ribonanzamamba.ops import explain, selective_scan, ssd
+from ribonanzamamba.ops.backend import triton_import_problem
 from ribonanzamamba.ops.scan_reference import selective_scan_reference, ssd_reference
 
 LEAST_TORCH = (2, 9)
@@ -139,10 +139,12 @@ def check_triton() -> Check:
 
 
 def check_backend(device: torch.device, dtype: torch.dtype) -> Check:
-    scans = {"ssd": choose("auto", "chunked", ("auto",), device, dtype, STATE)}
-    scans["selective_scan"] = choose("auto", "inplace", ("auto",), device, dtype, 1)
+    """Which implementation each recurrence takes for tensors on a device, and why."""
+    heads, B = (torch.empty(shape, device=device, dtype=dtype) for shape in ((1, 1, 1, 1), (1, 1, 1, STATE)))
+    scans = {"ssd": explain(heads, B), "selective_scan": explain(heads[..., 0])}
     parts = [f"{name} {scan.backend}" for name, scan in scans.items()]
-    return Check(f"  {dtype_name(dtype)}", f"{', '.join(parts)}: {scans['ssd'].reason}")
+    reasons = dict.fromkeys(scan.reason for scan in scans.values())
+    return Check(f"  {dtype_name(dtype)}", f"{', '.join(parts)}: {'; '.join(reasons)}")
 
 
 def check_extra(name: str) -> Check:

@@ -78,10 +78,11 @@ class FusionMambaBlock(nn.Module):
         d_state: int = 16,
         expand: int = 2,
         feed_forward: int = 2,
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
     ):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.scan = Mamba2D(d_model, directions=directions, d_state=d_state, expand=expand)
+        self.scan = Mamba2D(d_model, directions=directions, d_state=d_state, expand=expand, dt_range=dt_range)
         self.channel_attention = EfficientChannelAttention()
         self.convolution = DescriptiveConvolution(d_model, d_model)
         self.gate = nn.Linear(2 * d_model, 2 * d_model)

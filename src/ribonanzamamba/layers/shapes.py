@@ -25,6 +25,17 @@ PARAMETER_MEANINGS: dict[str, dict[str, str]] = {
         "norm.weight": "gain of the norm after the gate, a channel",
         "out_proj.weight": "from the inner width back to d_model",
     },
+    "BiMamba1": {
+        "in_proj.weight": "rows: inputs u, then gate z",
+        "conv_weight": "taps of the centred short convolution over u, one row a channel",
+        "conv_bias": "bias of the short convolution, a channel",
+        "x_proj.weight": "rows, left to right, then right to left: low-rank step sizes, B, C, all chosen by the input",
+        "dt_weight": "for each direction, from the low-rank step sizes to one a channel",
+        "dt_bias": "bias of the step sizes before softplus, a channel: those from the left first, then from the right",
+        "A_log": "log of the decay rate of each channel and state, a direction after the other: A = -exp(A_log)",
+        "D": "skip: how much of its own input a channel adds to its output",
+        "out_proj.weight": "from the inner width back to d_model",
+    },
     "Mamba": {
         "in_proj.weight": "rows: inputs u, then gate z",
         "conv1d.weight": "taps of the causal short convolution, (channel, 1, tap), the last for the position itself",

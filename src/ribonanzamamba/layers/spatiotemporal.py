@@ -5,6 +5,7 @@ with either in its two branches. No axis is reshaped by the caller, and every nu
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,13 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ribonanzamamba.layers.bidirectional import BiMamba
+from ribonanzamamba.layers.bidirectional import BiMamba, BiMamba1
 from ribonanzamamba.layers.fusionmamba import FoldedTime, FusionMambaBlock
-from ribonanzamamba.layers.mamba import Mamba2, widest_head
+from ribonanzamamba.layers.mamba import Mamba, Mamba2, widest_head
 from ribonanzamamba.layers.norm import RMSNorm
 
+STATES = {"ssd": 32, "selective_scan": 16}
+"""Size of the state of each form, where it is not given."""
 MASKED_LOGIT = -1e9
 """Finite, so that a row without any real position stays finite; exp of it is exactly 0 beside any real logit."""
 
@@ -25,7 +28,10 @@ class TemporalMamba(nn.Module):
     """A selective state space along time for each node, or along the nodes for each time step; from both ends, or
     `causal`.
 
-    The number of time steps and of nodes may differ from call to call.
+    The number of time steps and of nodes may differ from call to call. `form` "ssd" has a decay for each head (Mamba-2;
+    `head_width` channels each), "selective_scan" one for every channel and state (Mamba-1). `dt_range` sets how far it
+    looks at the start: a step size dt forgets within about 1 / dt steps, so that for a dozen steps the range of long
+    sequences is too low.
     """
 
     def __init__(
@@ -34,19 +40,28 @@ class TemporalMamba(nn.Module):
         *,
         axis: str = "time",
         causal: bool = False,
-        d_state: int = 32,
+        form: str = "ssd",
+        d_state: int | None = None,
         expand: int = 2,
         head_width: int | None = None,
         d_conv: int | None = None,
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
     ):
         super().__init__()
         self.axis = checked_axis(axis)
+        if form not in STATES:
+            raise ValueError(f"form: expected one of {tuple(STATES)}, got {form!r}")
+        if form != "ssd" and head_width is not None:
+            raise ValueError("head_width: of form 'ssd'; in a selective_scan every channel is by itself")
         head_width = widest_head(expand * d_model) if head_width is None else head_width
-        # the causal convolution of Mamba-2 looks 3 steps back, the centred one of BiMamba 2 to either side
-        if causal:
-            self.mamba = Mamba2(d_model, d_state=d_state, expand=expand, headdim=head_width, d_conv=d_conv or 4)
+        options = {"d_state": d_state or STATES[form], "expand": expand, "dt_range": dt_range}
+        # causal convolutions look 3 steps back, the centred ones 2 to either side
+        options["d_conv"] = d_conv or (4 if causal else 5)
+        if form == "ssd":
+            build = partial(Mamba2, headdim=head_width) if causal else partial(BiMamba, head_width=head_width)
         else:
-            self.mamba = BiMamba(d_model, d_state=d_state, expand=expand, head_width=head_width, d_conv=d_conv or 5)
+            build = Mamba if causal else BiMamba1
+        self.mamba = build(d_model, **options)
 
     def forward(
         self, x: Float[Tensor, "batch time node width"], lengths: Int[Tensor, " batch"] | None = None
@@ -118,6 +133,8 @@ class SpatioTemporalBlock(nn.Module):
     `temporal` "attention", "mamba" or "fusionmamba" (time folded into a plane, `FoldedTime`), `spatial` "attention"
     or "mamba" (along the nodes in the order of the columns: order them so that neighbours lie side by side).
 
+    `heads` is the attention's, `d_state`, `expand` and `dt_range` (see `TemporalMamba`) are the state space's.
+
     z = sigmoid(HS W1 + HT W2 + b), output X + MLP(z HS + (1 - z) HT), where HS and HT see the concatenation of X and
     STE. An RMS norm of it stands where GMAN has batch norms, which would make an answer depend on batch-mates
     and padding.
@@ -135,14 +152,15 @@ class SpatioTemporalBlock(nn.Module):
         causal: bool = False,
         d_state: int = 32,
         expand: int = 2,
+        dt_range: tuple[float, float] = (1e-3, 1e-1),
     ):
         super().__init__()
         if spatial == "fusionmamba":
             raise ValueError("spatial: expected 'attention' or 'mamba', got 'fusionmamba'")
         self.norm = RMSNorm(2 * d_model)
-        sizes = {"heads": heads, "d_state": d_state, "expand": expand}
-        self.spatial = build_branch(spatial, d_model, axis="node", causal=False, **sizes)
-        self.temporal = build_branch(temporal, d_model, axis="time", causal=causal, **sizes)
+        sizes = {"d_state": d_state, "expand": expand, "dt_range": dt_range}
+        self.spatial = build_branch(spatial, d_model, axis="node", causal=False, heads=heads, **sizes)
+        self.temporal = build_branch(temporal, d_model, axis="time", causal=causal, heads=heads, **sizes)
         self.gate_spatial = nn.Linear(d_model, d_model, bias=False)
         self.gate_temporal = nn.Linear(d_model, d_model)
         self.out = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), nn.Linear(d_model, d_model))
@@ -165,19 +183,19 @@ class SpatioTemporalBlock(nn.Module):
         return y.masked_fill(beyond[:, :, None, None], 0)
 
 
-def build_branch(
-    kind: str, d_model: int, *, axis: str, causal: bool, heads: int, d_state: int, expand: int
-) -> nn.Module:
-    """A branch of `SpatioTemporalBlock`: (batch, time, node, 2 d_model) to (batch, time, node, d_model)."""
+def build_branch(kind: str, d_model: int, *, axis: str, causal: bool, heads: int, **sizes) -> nn.Module:
+    """A branch of `SpatioTemporalBlock`: (batch, time, node, 2 d_model) to (batch, time, node, d_model).
+
+    `heads` are those of an attention, `sizes` those of a state space.
+    """
     if kind == "attention":
         return AxisAttention(2 * d_model, d_model, heads=heads, axis=axis, causal=causal)
     if kind == "mamba":
-        layer = TemporalMamba(d_model, axis=axis, causal=causal, d_state=d_state, expand=expand)
-        return ProjectedBranch(2 * d_model, d_model, layer)
+        return ProjectedBranch(2 * d_model, d_model, TemporalMamba(d_model, axis=axis, causal=causal, **sizes))
     if kind == "fusionmamba":
         if causal:
             raise ValueError("causal: a plane is scanned in ways that see the future; use 'mamba' or 'attention'")
-        return ProjectedBranch(2 * d_model, d_model, FoldedTime(FusionMambaBlock(d_model, expand=expand)))
+        return ProjectedBranch(2 * d_model, d_model, FoldedTime(FusionMambaBlock(d_model, **sizes)))
     raise ValueError(f"expected a branch of 'attention', 'mamba' or 'fusionmamba', got {kind!r}")
 
 
