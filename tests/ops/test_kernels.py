@@ -87,6 +87,39 @@ def assert_equal_definition(operator, tensors: dict[str, torch.Tensor], **option
         assert error <= TOLERANCE, f"{name}: {error:.1e}"
 
 
+DIRECTIONS = 3
+KINDS = ("each", "divided")
+"""Of an order: each direction takes every position, or they divide them up."""
+
+
+def order_of(kind: str, length: int) -> torch.Tensor:
+    """Directions over positions in no order at all; the last of a divided one is shorter, with a gap inside."""
+    g = torch.Generator().manual_seed(length)
+    if kind == "each":
+        return torch.stack([torch.randperm(length, generator=g) for _ in range(DIRECTIONS)])
+    steps = length // 2 + 1
+    order = torch.full((DIRECTIONS, steps), -1, dtype=torch.int32)
+    taken = torch.randperm(length, generator=g).int()
+    order[0, : length // 2], order[1, : length // 3] = taken[: length // 2], taken[length // 2 :][: length // 3]
+    rest = taken[length // 2 + length // 3 :]
+    order[2, steps - len(rest) :] = rest
+    return order
+
+
+def order_inputs(kind: str, length: int, **options) -> dict[str, torch.Tensor]:
+    """What all directions read, and the parameters and states of each."""
+    tensors = scan_inputs(length, directions=DIRECTIONS if kind == "each" else 1, **options)
+    g = torch.Generator().manual_seed(length)
+    width, state = tensors["x"].shape[2], tensors["B"].shape[3]
+    del tensors["z"]
+    return tensors | {
+        "A": -torch.exp(normal(g, DIRECTIONS * width, state)),
+        "D": normal(g, DIRECTIONS * width),
+        "dt_bias": normal(g, DIRECTIONS * width),
+        "initial_state": normal(g, 2, DIRECTIONS * width, state),
+    }
+
+
 OPERATORS = {"ssd": (ssd, ssd_inputs), "selective_scan": (selective_scan, scan_inputs)}
 BOTH_WAYS = {
     "ssd": (bidirectional_ssd, ssd_inputs),
@@ -140,11 +173,39 @@ def test_segments_equal_definition(name, reverse, monkeypatch):
         monkeypatch.setattr(module, "processors", lambda device: 100)
     operator, inputs = OPERATORS[name]
     tensors = inputs(50, width=40) if name == "ssd" else inputs(23)
-    plan = (ssd_triton if name == "ssd" else selective_scan_triton).plan(tensors["x"], tensors["B"], 1)
+    if name == "ssd":
+        plan = ssd_triton.plan(tensors["x"], tensors["B"], 1)
+    else:
+        plan = selective_scan_triton.plan(tensors["x"], tensors["dt"], tensors["B"], 1)
     assert plan.segments > 2
     length = tensors["x"].shape[1]
     lengths = torch.tensor([length, length // 3])
     assert_equal_definition(operator, tensors, reverse=reverse, lengths=lengths, return_state=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [3, 21])
+def test_order_equals_definition(kind, length):
+    options = dict(order=order_of(kind, length), return_state=True)
+    assert_equal_definition(selective_scan, order_inputs(kind, length), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_equals_definition_without(kind):
+    tensors = {name: tensor for name, tensor in order_inputs(kind, 9).items() if name not in OPTIONAL}
+    assert_equal_definition(selective_scan, tensors, order=order_of(kind, 9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_of_an_order_equal_definition(kind, monkeypatch):
+    from ribonanzamamba.ops import selective_scan_triton
+
+    monkeypatch.setattr(selective_scan_triton, "FEWEST_BLOCKS", 1)
+    monkeypatch.setattr(selective_scan_triton, "processors", lambda device: 100)
+    tensors, order = order_inputs(kind, 36, groups=1), order_of(kind, 36)
+    plan = selective_scan_triton.plan(tensors["x"], tensors["dt"], tensors["B"], DIRECTIONS, order)
+    assert plan.segments > 2
+    assert_equal_definition(selective_scan, tensors, order=order, return_state=True)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -201,14 +262,34 @@ def test_operators_for_compilers(name, part):
     _, inputs = OPERATORS[name]
     t = inputs(9)
     ordered = [t[key] for key in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias")]
-    lengths = torch.tensor([9, 4])
+    # of `selective_scan` also the order
+    lengths = (torch.tensor([9, 4]), *(() if name == "ssd" else (None,)))
     tests = ("test_schema", "test_faketensor")
-    forward = (*ordered, lengths, None, True, False, 1, 1.0, True, True)
+    forward = (*ordered, *lengths, None, True, False, 1, 1.0, True, True)
     if part == "forward":
         torch.library.opcheck(module.forward_operator, forward, test_utils=tests)
         return
     y, _, states, ungated = module.forward_operator(*forward)
-    backward = (y, None, *ordered, lengths, states, ungated, True, False, 1, 1.0, False)
+    backward = (y, None, *ordered, *lengths, states, ungated, True, False, 1, 1.0, False)
+    torch.library.opcheck(module.backward_operator, backward, test_utils=tests)
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_operators_with_an_order_for_compilers(kind, part):
+    from ribonanzamamba.ops import selective_scan_triton as module
+
+    t = order_inputs(kind, 9)
+    ordered = [*(t[key] for key in ("x", "dt", "A", "B", "C", "D")), None, t["dt_bias"], None, order_of(kind, 9)]
+    start = t["initial_state"].unflatten(1, (DIRECTIONS, -1)).permute(1, 0, 3, 2).flatten(0, 1).contiguous()
+    tests = ("test_schema", "test_faketensor")
+    options = (True, False, DIRECTIONS, 1 / DIRECTIONS if kind == "each" else 1.0)
+    forward = (*ordered, start, *options, True, True)
+    if part == "forward":
+        torch.library.opcheck(module.forward_operator, forward, test_utils=tests)
+        return
+    y, last, states, ungated = module.forward_operator(*forward)
+    backward = (y, last, *ordered, states, ungated, *options, True)
     torch.library.opcheck(module.backward_operator, backward, test_utils=tests)
 
 

@@ -7,12 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ribonanzamamba.ops import selective_scan, ssd
+from ribonanzamamba.ops import bidirectional_selective_scan, selective_scan, ssd
 from ribonanzamamba.ops.scan_reference import selective_scan_reference
 
 LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 100]
 ALONG = ("x", "dt", "B", "C", "z")
 """Arguments with an axis along the sequence."""
+ORDERED = ("dt", "A", "B", "C", "dt_bias")
+"""Arguments of which both directions of a bidirectional scan have their own."""
 
 
 def inputs(length: int, *, batch=3, dtype=torch.float64, width=6, groups=2, state=5, seed=0):
@@ -175,6 +177,130 @@ def test_split_with_state_equals_whole(length, cut, reverse, seed):
     rest, end = scan(**(second | {"initial_state": state}))
     torch.testing.assert_close(torch.cat([rest, y] if reverse else [y, rest], dim=1), whole)
     torch.testing.assert_close(end, last)
+
+
+KINDS = ("each", "divided")
+"""Of an order: each direction takes every position, or they divide them up."""
+
+
+def order_and_inputs(kind: str, length: int, *, directions=3, width=6, state=5, **options) -> tuple[torch.Tensor, dict]:
+    """Directions over positions in no order at all, what they read together and the parameters of each."""
+    generator = torch.Generator().manual_seed(length)
+    if kind == "each":
+        order = torch.stack([torch.randperm(length, generator=generator) for _ in range(directions)])
+    else:
+        # anywhere in a table with twice as many places as positions
+        order = torch.full((directions * (2 * length // directions + 1),), -1, dtype=torch.int32)
+        order[torch.randperm(len(order), generator=generator)[:length]] = torch.arange(length, dtype=torch.int32)
+        order = order.unflatten(0, (directions, -1))
+    wide = inputs(length, width=directions * width, groups=2 * directions, state=state, **options)
+    narrow = inputs(length, width=width, state=state, seed=1, **options)
+    del wide["z"]
+    shared = {"x"} if kind == "each" else {"x", "dt", "B", "C"}
+    return order, wide | {name: narrow[name] for name in shared}
+
+
+def scan_by_loops(order: torch.Tensor, tensors: dict) -> torch.Tensor:
+    """One direction after the other, without `order`: its positions picked, scanned and added to where they belong."""
+    x, directions = tensors["x"], len(order)
+    y = torch.zeros_like(x)
+    share = 1 if tensors["dt"].shape == x.shape else directions
+    for k, path in enumerate(order):
+        path = path[path >= 0]
+        own = {name: tensors[name].chunk(directions)[k] for name in ("A", "D", "dt_bias")}
+        own |= {name: tensors[name].chunk(share, dim=2)[k if share > 1 else 0][:, path] for name in ("dt", "B", "C")}
+        start = tensors["initial_state"].chunk(directions, dim=1)[k]
+        part = selective_scan(x[:, path], **own, dt_softplus=True, initial_state=start, backend="reference")
+        y = y.index_add(1, path, part / share)
+    return y
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [1, 2, 16, 17, 40])
+def test_order_equals_definition_and_loops(kind, length):
+    results = []
+    for backend in ("reference", "inplace"):
+        order, tensors = order_and_inputs(kind, length)
+        results.append(outputs_and_gradients(tensors, order=order, backend=backend))
+    assert_all_close(*results)
+    torch.testing.assert_close(results[0]["y"], scan_by_loops(order, tensors), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("left_out", ["D", "dt_bias", "initial_state"])
+def test_order_equals_definition_without(kind, left_out):
+    results = []
+    for backend in ("reference", "inplace"):
+        order, tensors = order_and_inputs(kind, 19)
+        del tensors[left_out]
+        results.append(outputs_and_gradients(tensors, order=order, backend=backend))
+    assert_all_close(*results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_gradcheck(kind):
+    order, tensors = order_and_inputs(kind, 18, directions=2, batch=1, width=2, state=1)
+
+    def scan(*values):
+        return selective_scan(
+            **dict(zip(tensors, values, strict=True)), dt_softplus=True, return_state=True, order=order
+        )
+
+    assert torch.autograd.gradcheck(scan, tuple(tensors.values()))
+
+
+def test_there_and_back_is_the_bidirectional_scan():
+    tensors = inputs(33)
+    twice = {name: torch.cat([tensors[name]] * 2, dim=0 if name in ("A", "dt_bias") else 2) for name in ORDERED}
+    there = torch.arange(33)
+    got = selective_scan(tensors["x"], **twice, dt_softplus=True, order=torch.stack([there, there.flip(0)]))
+    expected = bidirectional_selective_scan(tensors["x"], **twice, dt_softplus=True)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_order_of_an_empty_sequence(directions):
+    order, tensors = (
+        torch.empty(directions, 0, dtype=torch.int64),
+        order_and_inputs("each", 3, directions=directions)[1],
+    )
+    tensors = {name: tensor[:, :0] if name in ALONG else tensor for name, tensor in tensors.items()}
+    y, state = selective_scan(**tensors, return_state=True, order=order)
+    assert y.shape == (3, 0, 6) and torch.equal(state, tensors["initial_state"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("each", lambda order: order.float(), "order: expected int32 or int64"),
+        ("each", lambda order: order[0], r"order: expected int32 or int64 \(directions, steps\)"),
+        ("each", lambda order: order[:, :-1], "order: expected 9 steps, got 8"),
+        ("each", lambda order: order.clamp(min=1), "order: expected that each direction take every position below 9"),
+        ("each", lambda order: order + 1, "order: expected that each direction take every position below 9"),
+        ("divided", lambda order: order[:, :2], "order: expected at least 9 steps together, got 6"),
+        ("divided", lambda order: order.clamp(max=5), "order: expected that the directions together take every"),
+    ],
+)
+def test_a_wrong_order_is_an_error(kind, change, message):
+    order, tensors = order_and_inputs(kind, 9)
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**tensors, order=change(order))
+
+
+@pytest.mark.parametrize("name", ["dt", "A", "B", "D", "dt_bias", "initial_state"])
+def test_wrong_shapes_with_an_order_are_named(name):
+    order, tensors = order_and_inputs("each", 4)
+    tensors[name] = tensors[name][..., :-1]
+    with pytest.raises(ValueError, match="expected.*got|cannot be shared"):
+        selective_scan(**tensors, order=order)
+
+
+@pytest.mark.parametrize("name", ["z", "lengths", "reverse"])
+def test_what_goes_not_with_an_order(name):
+    order, tensors = order_and_inputs("each", 4)
+    given = {"z": tensors["x"], "lengths": torch.tensor([4, 4, 4]), "reverse": True}[name]
+    with pytest.raises(ValueError, match=f"{name}: not together with order"):
+        selective_scan(**tensors, order=order, **{name: given})
 
 
 def test_equals_ssd_where_all_channels_of_a_head_share_a_decay():

@@ -250,6 +250,81 @@ def gradients_of(function, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"y": y} | dict(zip(tensors, torch.autograd.grad(y, tuple(tensors.values()), weight), strict=True))
 
 
+ORDERS = ("each", "divided")
+"""Each direction takes every position, or they divide them up."""
+DIRECTIONS = 4
+
+
+def order_of(kind: str, length: int) -> Tensor:
+    """Directions over positions in no order at all; those of a divided one are of different lengths."""
+    generator = torch.Generator().manual_seed(length)
+    if kind == "each":
+        return torch.stack([torch.randperm(length, generator=generator) for _ in range(DIRECTIONS)]).to(DEVICE)
+    # a table with more places than positions
+    order = torch.full((DIRECTIONS * (length // DIRECTIONS + 9),), -1, dtype=torch.int32)
+    places = torch.randperm(len(order), generator=generator)[:length]
+    order[places] = torch.randperm(length, generator=generator).int()
+    return order.unflatten(0, (DIRECTIONS, -1)).to(DEVICE)
+
+
+def order_inputs(kind: str, length: int, *, shape: str = "usual", dtype=torch.float64) -> dict[str, Tensor]:
+    """What all directions read, and the parameters and states of each."""
+    tensors = inputs("selective_scan", length, shape=shape, directions=DIRECTIONS, dtype=dtype)
+    del tensors["z"]
+    if kind == "divided":
+        shared = inputs("selective_scan", length, shape=shape, dtype=dtype)
+        tensors |= {name: shared[name] for name in ("dt", "B", "C")}
+    generator = torch.Generator().manual_seed(2)
+    width, state = tensors["A"].shape
+    for name, size in {"D": (width,), "initial_state": (BATCH, width, state)}.items():
+        tensors[name] = torch.randn(size, generator=generator).bfloat16().to(tensors["A"]).detach().requires_grad_()
+    return tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ORDERS)
+@pytest.mark.parametrize(
+    ("length", "shape"),
+    [*((length, "usual") for length in (1, 16, 65, 457, 1000)), (65, "small"), (65, "groups"), (65, "wide")],
+)
+def test_error_with_an_order(length, shape, kind, dtype):
+    options = dict(order=order_of(kind, length), return_state=True)
+    exact_inputs = order_inputs(kind, length, shape=shape)
+    exact = outputs_and_gradients("selective_scan", exact_inputs, **options, backend="reference")
+    errors = {}
+    for backend in (KERNELS, PLAIN["selective_scan"]):
+        tensors = order_inputs(kind, length, shape=shape, dtype=dtype)
+        got = outputs_and_gradients("selective_scan", tensors, **options, backend=backend)
+        assert got["y"].dtype == dtype and got["state"].dtype == torch.float32
+        errors[backend] = relative_errors(got, exact)
+    if dtype == torch.float32:
+        assert_close(errors[KERNELS])
+    else:
+        assert_as_good_as(*errors.values(), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ORDERS)
+def test_twice_with_an_order_gives_the_same_bits(kind, dtype):
+    results = []
+    for _ in range(2):
+        call = functools.partial(ops.selective_scan, dt_softplus=True, order=order_of(kind, 457), backend=KERNELS)
+        results.append(gradients_of(call, order_inputs(kind, 457, dtype=dtype)))
+    for name, first in results[0].items():
+        assert torch.equal(first, results[1][name]), name
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_compiles_with_an_order_as_one_graph(kind):
+    call = functools.partial(ops.selective_scan, dt_softplus=True, order=order_of(kind, 100), backend=KERNELS)
+    results = [
+        gradients_of(form, order_inputs(kind, 100, dtype=torch.float32))
+        for form in (call, torch.compile(call, fullgraph=True))
+    ]
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("length", [12, 100, 1000])
 @pytest.mark.parametrize("function", [*OPERATORS, *BIDIRECTIONAL.values()])

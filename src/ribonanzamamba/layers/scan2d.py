@@ -1,11 +1,10 @@
 """Selective state spaces over a plane (batch, height, width, channels), of any size.
 
-The directions are index maps over the positions: all of them are groups of channels of one `selective_scan`.
+The directions are index maps over the positions, followed by one `selective_scan`: no plane is turned or copied.
 """
 
 import functools
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,63 +21,9 @@ NO_STEP = -1e4
 """A step size before softplus that makes it exactly 0 in every dtype, float16 included, with gradient 0."""
 
 
-@dataclass(frozen=True)
-class ScanOrder:
-    """Which position each direction takes at each step, and where a position's outputs are found again.
-
-    The two maps are adjoint: what one spreads the other collects.
-    """
-
-    positions: Int[Tensor, " slot"]
-    """Row-major position of each slot; slot = step * directions + direction. 0 where there is none."""
-    empty: Bool[Tensor, " slot"] | None
-    """Slots after the end of a shorter direction; None where all have the same number of steps."""
-    slots: Int[Tensor, "visit position"]
-    """The slots that hold a position, one for each direction that visits it."""
-    directions: int
-
-    def spread(self, x: Tensor) -> Tensor:
-        """(b, position, ...) to (b, step, direction, ...), each direction in its own order; 0 in empty slots."""
-        y = Spread.apply(x, self)
-        return y.unflatten(1, (-1, self.directions))
-
-    def collect(self, y: Tensor) -> Tensor:
-        """(b, step, direction, ...) to (b, position, ...), the mean over the directions that visited a position."""
-        return Collect.apply(y.flatten(1, 2), self) / len(self.slots)
-
-
-class Spread(torch.autograd.Function):
-    """Gather by `ScanOrder.positions`; the gradient gathers too, where indexing would scatter with atomics."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, order: ScanOrder) -> Tensor:
-        ctx.order = order
-        y = x.index_select(1, order.positions)
-        if order.empty is not None:
-            y.masked_fill_(order.empty.reshape(1, -1, *(1,) * (x.dim() - 2)), 0)
-        return y
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return Collect.apply(gradient, ctx.order), None
-
-
-class Collect(torch.autograd.Function):
-    """Sum of the slots that hold a position: the adjoint of `Spread`."""
-
-    @staticmethod
-    def forward(ctx, y: Tensor, order: ScanOrder) -> Tensor:
-        ctx.order = order
-        return y.index_select(1, order.slots.flatten()).unflatten(1, order.slots.shape).sum(1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return Spread.apply(gradient, ctx.order), None
-
-
 @functools.lru_cache(maxsize=256)
-def scan_order(height: int, width: int, directions: str, device: torch.device) -> ScanOrder:
-    """The order of the scans over a plane.
+def scan_order(height: int, width: int, directions: str, device: torch.device) -> Int[Tensor, "direction step"]:
+    """The row-major position each direction takes at each step; -1 after the end of a shorter direction.
 
     "row": along the rows from both ends. "column": along the columns from both ends. "both": all four.
     "efficient": the four phases of even and odd rows and columns, each position once; (even, even) and (odd, odd)
@@ -92,23 +37,22 @@ def scan_order(height: int, width: int, directions: str, device: torch.device) -
     # cached tensors must not be inference tensors: a later training step saves them
     with torch.inference_mode(False):
         paths = scan_paths(height, width, directions)
-        count, steps = len(paths), max(len(path) for path in paths)
-        positions = torch.zeros(steps, count, dtype=torch.int64)
-        empty = torch.ones(steps, count, dtype=torch.bool)
-        for k, path in enumerate(paths):
-            positions[: len(path), k] = path
-            empty[: len(path), k] = False
-        filled = (~empty).flatten().nonzero()[:, 0]
-        visits = len(filled) // (height * width)
-        # stable: a position's visits stay in the order of the directions
-        by_position = positions.flatten()[filled].sort(stable=True).indices
-        slots = filled[by_position].reshape(-1, visits).T
-        return ScanOrder(
-            positions.flatten().to(device),
-            empty.flatten().to(device) if empty.any() else None,
-            slots.contiguous().to(device),
-            count,
-        )
+        order = nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=-1)
+        return order.to(torch.int32).to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def foreign_phases(height: int, width: int, device: torch.device) -> Bool[Tensor, "position phase"]:
+    """True where a phase of "efficient" does not take a position.
+
+    >>> foreign_phases(2, 2, torch.device("cpu")).int().tolist()
+    [[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
+    """
+    with torch.inference_mode(False):
+        foreign = torch.ones(height * width, 4, dtype=torch.bool)
+        for k, path in enumerate(scan_paths(height, width, "efficient")):
+            foreign[path, k] = False
+        return foreign.to(device)
 
 
 def scan_paths(height: int, width: int, directions: str) -> list[Tensor]:
@@ -192,22 +136,30 @@ class Mamba2D(KeepsWide):
 
     def scan(self, u: Tensor, mask: Tensor | None) -> Tensor:
         """All directions in one call, (b, h, w, d_inner) to the same."""
-        order = scan_order(*u.shape[1:3], self.directions, u.device)
-        v = order.spread(u.flatten(1, 2))  # b l k d
-        selected = torch.einsum("blkd,ksd->blks", v, self.x_weight.to(v.dtype))
+        x = u.flatten(1, 2)  # b l d
+        selected = torch.einsum("bld,ksd->blks", x, self.x_weight.to(x.dtype))
+        once = self.directions == "efficient"
+        if once:
+            # only one direction takes a position: the numbers of the others become 0 and vanish in the sums over k
+            foreign = foreign_phases(*u.shape[1:3], u.device)
+            selected = selected.masked_fill(foreign[..., None], 0)
         dt, B, C = selected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        dt = torch.einsum("blkr,kdr->blkd", dt, self.dt_weight.to(dt.dtype))
+        dt = torch.einsum("blkr,kdr->bld" if once else "blkr,kdr->blkd", dt, self.dt_weight.to(dt.dtype))
+        if once:
+            B, C = B.sum(2, keepdim=True), C.sum(2, keepdim=True)
+        dt = dt.flatten(2)  # b l k*d
         if mask is not None:
             # a step of size 0 hands the state on unchanged and adds nothing
-            dt = dt.masked_fill(~order.spread(mask.flatten(1))[..., None], NO_STEP)
+            dt = dt.masked_fill(~mask.flatten(1)[..., None], NO_STEP)
         y = selective_scan(
-            v.flatten(2),
-            dt.flatten(2),
+            x,
+            dt,
             -torch.exp(rearrange(self.A_log, "k d n -> (k d) n")),
             B,
             C,
             self.D.flatten(),
             dt_bias=self.dt_bias.flatten(),
             dt_softplus=True,
+            order=scan_order(*u.shape[1:3], self.directions, u.device),
         )
-        return order.collect(y.unflatten(2, (order.directions, -1))).reshape(u.shape)
+        return y.reshape(u.shape)

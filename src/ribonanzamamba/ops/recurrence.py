@@ -36,3 +36,13 @@ def skip_and_gate(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None, pres
     if present is not None:
         y = y.masked_fill(~present.reshape(present.shape + (1,) * (y.dim() - 2)), 0)
     return y
+
+
+def copies_a_position(x: Tensor, dt: Tensor) -> int:
+    """How many directions have step sizes, B and C of their own at every position, for x (b, l, d) and dt (b, l, k d).
+
+    >>> copies_a_position(torch.zeros(1, 9, 4), torch.zeros(1, 9, 12))
+    3
+    """
+    # a width of 0 is one copy
+    return 1 if dt.shape[2] == x.shape[2] else dt.shape[2] // x.shape[2]

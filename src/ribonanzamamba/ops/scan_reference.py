@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ribonanzamamba.ops.recurrence import copies_a_position
+
 
 def ssd_reference(
     x: Tensor,
@@ -72,12 +74,15 @@ def selective_scan_reference(
     lengths: Tensor | None = None,
     initial_state: Tensor | None = None,
     return_state: bool = False,
+    order: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Outputs (and the last state) of the recurrence with a decay for every channel and state; arguments as in
     `ops.selective_scan.selective_scan`.
 
     Source: Gu and Dao 2023 (Mamba), equation 2a with B discretised by Euler's rule as in its section 3.
     """
+    if order is not None:
+        return scan_paths(x, dt, A, B, C, D, dt_bias, order, dt_softplus, initial_state, return_state)
     b, l, d = x.shape
     n = A.shape[1]
     if dt_bias is not None:
@@ -101,4 +106,42 @@ def selective_scan_reference(
     y = torch.stack(outputs, dim=1) if l else torch.zeros_like(x)
     if z is not None:
         y = y * F.silu(z)
+    return (y, state) if return_state else y
+
+
+def scan_paths(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    order: Tensor,
+    dt_softplus: bool,
+    initial_state: Tensor | None,
+    return_state: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """What `order` means: read each direction's positions one after the other, scan, add up what each position gets."""
+    k, steps = order.shape
+    copies = copies_a_position(x, dt)
+    direction = torch.arange(k, device=x.device)
+    positions = order.T.clamp(min=0).long()  # s k
+
+    def read(tensor: Tensor, copies: int) -> Tensor:
+        """(b, l, copies c, ...) to (b, s, k c, ...)."""
+        tensor = tensor.unflatten(2, (copies, -1))
+        return tensor[:, positions, direction if copies > 1 else torch.zeros_like(direction)].flatten(2, 3)
+
+    x_s, dt_s, B_s, C_s = read(x, 1), read(dt, copies), read(B, copies), read(C, copies)
+    if dt_bias is not None:
+        dt_s = dt_s + dt_bias
+    if dt_softplus:
+        dt_s = F.softplus(dt_s)
+    nowhere = (order.T < 0)[..., None]  # s k 1
+    # a step of size 0 hands the state on unchanged
+    dt_s = dt_s.unflatten(2, (k, -1)).masked_fill(nowhere, 0).flatten(2)
+    y, state = selective_scan_reference(x_s, dt_s, A, B_s, C_s, D, initial_state=initial_state, return_state=True)
+    y = y.unflatten(2, (k, -1)).masked_fill(nowhere, 0).flatten(1, 2)  # b (s k) d
+    y = torch.zeros_like(x).index_add(1, positions.flatten(), y) / copies
     return (y, state) if return_state else y

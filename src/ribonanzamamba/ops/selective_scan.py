@@ -2,10 +2,11 @@
 both. The contract, and the only place that chooses an implementation."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ribonanzamamba.ops.backend import Explanation, choose
-from ribonanzamamba.ops.recurrence import present_positions, skip_and_gate, step_sizes
+from ribonanzamamba.ops.recurrence import copies_a_position, present_positions, skip_and_gate, step_sizes
 from ribonanzamamba.ops.scan_inplace import selective_scan_inplace
 from ribonanzamamba.ops.scan_reference import selective_scan_reference
 
@@ -28,6 +29,7 @@ def selective_scan(
     lengths: Tensor | None = None,
     initial_state: Tensor | None = None,
     return_state: bool = False,
+    order: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y_t = C_t h_t + D x_t with h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, times silu(z_t) where z is given.
@@ -43,6 +45,13 @@ def selective_scan(
         in both directions, whatever finite numbers stand there.
         initial_state: (b, d, n), the state before the first position (after the last one with `reverse`).
         return_state: also return the state after the last position taken, (b, d, n); differentiable too.
+        order: (k, steps) integers, k directions over shared inputs: step s of direction j takes position order[j, s],
+        or none where that is negative. x stays (b, l, d), and so does the result; A (k d, n), D and dt_bias (k d,) and
+        the states (b, k d, n) hold one part for each direction. Two kinds, told apart by dt:
+        dt (b, l, k d), B, C (b, l, k g, n): every direction takes every position once; the mean of their outputs.
+        dt (b, l, d), B, C (b, l, g, n): each position is taken once, by one of the directions.
+        Not with z (gate the result), lengths (step sizes of 0 hand the state on) or reverse (flip the order). Tensors
+        on a GPU are trusted: looking at an order there would wait for it.
         backend: "auto" (Triton kernels for tensors on a GPU, "inplace" elsewhere; `explain` says why), "triton",
         "inplace" (plain PyTorch, linear memory) or "reference" (the definition, a loop, in the dtype of its inputs and
         without the bound on decays; differentiable any number of times, the others once).
@@ -52,11 +61,17 @@ def selective_scan(
         at least -20: exp(-20) = 2e-9 of the state stays.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown backend, or one that cannot run.
+        ValueError: shapes that do not fit, an order that leaves out or repeats a position, what goes not with an order,
+        an unknown backend, or one that cannot run.
 
     Source: Gu and Dao 2023, "Mamba", equation 2 and section 3.
     """
-    check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, lengths)
+    check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, lengths, order)
+    if order is not None:
+        for name, given in (("z", z is not None), ("lengths", lengths is not None), ("reverse", reverse)):
+            if given:
+                raise ValueError(f"{name}: not together with order")
+        check_order(order, x.shape[1], copies_a_position(x, dt))
     chosen = explain_selective_scan(x, backend).backend
     if chosen == "reference":
         return selective_scan_reference(
@@ -73,6 +88,7 @@ def selective_scan(
             lengths=lengths,
             initial_state=initial_state,
             return_state=return_state,
+            order=order,
         )
     if chosen == "triton" and x.numel():
         from ribonanzamamba.ops.selective_scan_triton import selective_scan_triton
@@ -91,10 +107,13 @@ def selective_scan(
             dt_softplus=dt_softplus,
             reverse=reverse,
             return_state=return_state,
+            order=order,
         )
         return (y, state) if return_state else y
     wide = torch.promote_types(x.dtype, torch.float32)
     present = present_positions(x.shape[1], lengths)
+    if order is not None:
+        D, dt_bias = by_position(D, dt_bias, order, *x.shape[1:], copies_a_position(x, dt))
     y, state = selective_scan_inplace(
         x.to(wide),
         step_sizes(dt, dt_bias, dt_softplus=dt_softplus, dtype=wide),
@@ -104,6 +123,7 @@ def selective_scan(
         None if initial_state is None else initial_state.to(wide),
         present=present,
         reverse=reverse,
+        order=order,
     )
     y = skip_and_gate(y, x, D, None if z is None else z.to(wide), present).to(x.dtype)
     return (y, state) if return_state else y
@@ -212,26 +232,65 @@ def check_shapes(
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
     lengths: Tensor | None,
+    order: Tensor | None = None,
 ) -> None:
     if x.dim() != 3:
         raise ValueError(f"x: expected (batch, length, width), got {tuple(x.shape)}")
     b, l, d = x.shape
-    if A.dim() != 2 or A.shape[0] != d:
-        raise ValueError(f"A: expected ({d}, state), got {tuple(A.shape)}")
+    directions = copies = 1
+    if order is not None:
+        if order.dim() != 2 or not len(order) or order.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"order: expected int32 or int64 (directions, steps), got {order.dtype} {tuple(order.shape)}"
+            )
+        directions = order.shape[0]
+        copies = directions if dt.shape[2:] == (directions * d,) else 1
+    if A.dim() != 2 or A.shape[0] != directions * d:
+        raise ValueError(f"A: expected ({directions * d}, state), got {tuple(A.shape)}")
     if B.shape != C.shape or B.dim() != 4 or B.shape[:2] != (b, l) or B.shape[3] != A.shape[1]:
         raise ValueError(
             f"B and C: expected ({b}, {l}, groups, {A.shape[1]}), got {tuple(B.shape)} and {tuple(C.shape)}"
         )
-    if B.shape[2] == 0 or d % B.shape[2]:
-        raise ValueError(f"groups: {d} channels cannot be shared by {B.shape[2]} groups")
+    if B.shape[2] == 0 or B.shape[2] % copies or copies * d % B.shape[2]:
+        raise ValueError(f"groups: {copies * d} channels cannot be shared by {B.shape[2]} groups")
     expected = {
-        "dt": (dt, (b, l, d)),
-        "D": (D, (d,)),
+        "dt": (dt, (b, l, copies * d)),
+        "D": (D, (directions * d,)),
         "z": (z, (b, l, d)),
-        "dt_bias": (dt_bias, (d,)),
-        "initial_state": (initial_state, (b, d, A.shape[1])),
+        "dt_bias": (dt_bias, (directions * d,)),
+        "initial_state": (initial_state, (b, directions * d, A.shape[1])),
         "lengths": (lengths, (b,)),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name}: expected {shape}, got {tuple(tensor.shape)}")
+
+
+def check_order(order: Tensor, length: int, copies: int) -> None:
+    """Whether each direction (one copy of dt for each) or all together (one copy) take every position once."""
+    if copies > 1 and order.shape[1] != length:
+        raise ValueError(f"order: expected {length} steps, got {order.shape[1]}")
+    if order.numel() < length:
+        raise ValueError(f"order: expected at least {length} steps together, got {order.numel()}")
+    if order.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    taken = (order if copies > 1 else order[order >= 0][None]).sort(dim=1).values
+    if not torch.equal(taken, torch.arange(length, dtype=order.dtype).expand(copies, -1)):
+        who = "each direction" if copies > 1 else "the directions together"
+        raise ValueError(f"order: expected that {who} take every position below {length} once")
+
+
+def by_position(
+    D: Tensor | None, dt_bias: Tensor | None, order: Tensor, length: int, width: int, copies: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """D and dt_bias of all directions, (k d,), as they act on what a position holds: they broadcast to x and dt."""
+    if copies > 1:
+        return None if D is None else D.unflatten(0, (copies, width)).mean(0), dt_bias
+    # the direction that takes each position
+    present = order >= 0
+    direction = order.new_empty(length)
+    direction[order[present].long()] = present.nonzero()[:, 0].to(order.dtype)
+    rows = [
+        None if tensor is None else F.embedding(direction, tensor.unflatten(0, (-1, width))) for tensor in (D, dt_bias)
+    ]
+    return rows[0], rows[1]

@@ -7,6 +7,10 @@ channel (step sizes, their softplus) is computed once, in the layout in which it
 The backward pass starts each block of T positions from the state that the forward pass kept, recomputes the states
 inside in registers and walks back. Positions, reversal and padding as in `ssd_kernels.py`.
 
+HAS_ORDER: step s of a direction takes position order[direction, s], none where that is negative. Every direction takes
+every position, or (SHARED) the directions divide them up: then nothing that has an axis along the sequence has one part
+for each direction. Either way each place of the results is written once. Without an order there are L steps.
+
 No bound on the log decays is needed here: nothing is divided, and exp of a very negative number is 0, which differs
 from the bound of the plain form by 2e-9 of the state.
 """
@@ -18,7 +22,7 @@ from ribonanzamamba.ops.ssd_kernels import silu
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-VARYING = ["batch", "L", "blocks_a_segment", "segments", "blocks"]
+VARYING = ["batch", "L", "steps", "blocks_a_segment", "segments", "blocks"]
 """Numbers that change from batch to batch: a kernel compiled for one value serves all."""
 
 
@@ -81,6 +85,13 @@ def place(program, batch, width, tiles_a_group, width_a_group, REVERSE: tl.const
 
 
 @triton.jit
+def ordered(order, direction, s, steps, OFFSET: tl.constexpr):
+    """Which of the steps s take a position, and these."""
+    pos = tl.load(order + direction * steps + s, mask=s < steps, other=-1).to(OFFSET)
+    return pos >= 0, pos
+
+
+@triton.jit
 def load_rows(pointer, pos, stride, d, mask):
     """float32 (T, R, W) of the positions pos; 0 where masked."""
     return tl.load(pointer + pos[:, None, None] * stride + d[None, :, :], mask=mask, other=0.0).to(tl.float32)
@@ -102,11 +113,12 @@ def widen(rows, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.conste
 
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
-    x, dt, A, B, C, D, z, bias, lengths, start, y, ungated, last, states,
-    batch, L, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks,
+    x, dt, A, B, C, D, z, bias, lengths, order, start, y, ungated, last, states,
+    batch, L, steps, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks,
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr, KEEP: tl.constexpr, RETURN_LAST: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_ORDER: tl.constexpr, SHARED: tl.constexpr,
+    HAS_START: tl.constexpr, KEEP: tl.constexpr, RETURN_LAST: tl.constexpr,
     T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y, and the state that enters every KEEP-th step, if KEEP is not 0; RETURN_LAST also that after the last step."""
@@ -114,20 +126,21 @@ def forward_kernel(
     direction, b, group, tile, d, real, reverse = place(
         tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
     )
-    length = L
+    length = steps if HAS_ORDER else L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
+    part = 0 if SHARED else direction
     n = tl.arange(0, BN)
     t = tl.arange(0, T)
     t3 = t[:, None, None]
     t4 = t[:, None, None, None]
-    full_group = direction * (width // width_a_group) + group
+    full_group = part * (width // width_a_group) + group
     x += b * x_b
-    dt += b * dt_b + direction * width
+    dt += b * dt_b + part * width
     B += b * B_b + full_group * B_g
     C += b * C_b + full_group * C_g
     row = direction * batch + b
-    y += row * L * width
+    y += (part * batch + b) * L * width
     state_offsets = n[None, :, None] * width + d[:, None, :]
     state_mask = (n < N)[None, :, None] & real[:, None, :]
     rate_offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
@@ -138,7 +151,7 @@ def forward_kernel(
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
     skip = tl.zeros((R, W), dtype=tl.float32)
     if HAS_D:
-        skip = tl.load(D + d, mask=real, other=0.0).to(tl.float32)
+        skip = tl.load(D + (direction * width + d if HAS_ORDER else d), mask=real, other=0.0).to(tl.float32)
     if HAS_Z:
         z += b * z_b
     h = tl.zeros((R, BN, W), dtype=tl.float32)
@@ -152,6 +165,8 @@ def forward_kernel(
         s = block * T + t
         ok = s < length
         pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
+        if HAS_ORDER:
+            ok, pos = ordered(order, direction, s, steps, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
         X = load_rows(x, pos, x_l, d, present)
         step = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
@@ -165,16 +180,21 @@ def forward_kernel(
         for k in tl.static_range(T):
             if KEEP:
                 if k % KEEP == 0:
-                    kept = row * ((L + KEEP - 1) // KEEP) + (block * T + k) // KEEP
-                    tl.store(states + kept * N * width + state_offsets, h, mask=masked(state_mask, block * T + k < L))
+                    walked = steps if HAS_ORDER else L
+                    kept = row * ((walked + KEEP - 1) // KEEP) + (block * T + k) // KEEP
+                    tl.store(
+                        states + kept * N * width + state_offsets, h, mask=masked(state_mask, block * T + k < walked)
+                    )
             h = pick(decay, t4, k) * h + pick(added, t4, k)
             out = put(out, t3, k, tl.sum(h * pick(C4, t4, k), 1))
         if HAS_D:
             out += skip[None, :, :] * X
         out = tl.where(ok[:, None, None], out, 0.0)
         at = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
-        offsets = at[:, None, None] * width + d[None, :, :]
         inside = (s < L)[:, None, None] & real[None, :, :]
+        if HAS_ORDER:
+            at, inside = pos, present
+        offsets = at[:, None, None] * width + d[None, :, :]
         if HAS_Z:
             if KEEP:
                 tl.store(ungated + b * L * width + offsets, out, mask=inside)
@@ -194,11 +214,11 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def segment_kernel(
-    v, dt, A, K, z, bias, lengths, local, whole_dt,
-    batch, L, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks, scale,
+    v, dt, A, K, z, bias, lengths, order, local, whole_dt,
+    batch, L, steps, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks, scale,
     v_b, v_l, dt_b, dt_l, K_b, K_l, K_g, z_b, z_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, BACKWARD: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_ORDER: tl.constexpr, SHARED: tl.constexpr, BACKWARD: tl.constexpr,
     T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state, and its summed step sizes. BACKWARD: for the state's gradient, with v the
@@ -207,15 +227,16 @@ def segment_kernel(
     direction, b, group, tile, d, real, reverse = place(
         tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
     )
-    length = L
+    length = steps if HAS_ORDER else L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
+    part = 0 if SHARED else direction
     n = tl.arange(0, BN)
     t = tl.arange(0, T)
     t4 = t[:, None, None, None]
-    full_group = direction * (width // width_a_group) + group
+    full_group = part * (width // width_a_group) + group
     v += b * v_b
-    dt += b * dt_b + direction * width
+    dt += b * dt_b + part * width
     K += b * K_b + full_group * K_g
     row = direction * batch + b
     state_mask = (n < N)[None, :, None] & real[:, None, :]
@@ -237,6 +258,8 @@ def segment_kernel(
         s = block * T + (T - 1 - t if BACKWARD else t)
         ok = s < length
         pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
+        if HAS_ORDER:
+            ok, pos = ordered(order, direction, s, steps, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
         value = load_rows(v, pos, v_l, d, present)
         step = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
@@ -292,17 +315,19 @@ def pass_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
-    x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, dlast,
+    x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, dy, dlast,
     dx, ddt, dB, dC, dz, dstart, dA, sums,
-    batch, L, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks, scale,
+    batch, L, steps, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks, scale,
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, dy_b, dy_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_DLAST: tl.constexpr, RETURN_DSTART: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_ORDER: tl.constexpr, SHARED: tl.constexpr,
+    HAS_DLAST: tl.constexpr, RETURN_DSTART: tl.constexpr,
     T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of channels, block by block from the last to the first.
 
-    dx: (direction, b, l, d). ddt: (b, l, direction d). dB, dC: (b, l, direction g, tile, n) partial sums over channels.
+    dx: (part, b, l, d). ddt: (b, l, part d). dB, dC: (b, l, part g, tile, n) partial sums over channels. A part is a
+    direction's, or what all share.
     dA: (direction, b, segment, d, n). sums: (2, direction, b, segment, d), those of dt_bias and D.
     """
     segment = tl.program_id(1)
@@ -311,23 +336,25 @@ def backward_kernel(
     )
     groups = width // width_a_group
     directions = tl.num_programs(0) // (tiles_a_group * groups * batch)
-    length = L
+    parts = 1 if SHARED else directions
+    length = steps if HAS_ORDER else L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
+    part = 0 if SHARED else direction
     n = tl.arange(0, BN)
     t = tl.arange(0, T)
     t3 = t[:, None, None]
     t4 = t[:, None, None, None]
-    full_group = direction * groups + group
+    full_group = part * groups + group
     x += b * x_b
-    dt += b * dt_b + direction * width
+    dt += b * dt_b + part * width
     B += b * B_b + full_group * B_g
     C += b * C_b + full_group * C_g
     dy += b * dy_b
     row = direction * batch + b
-    dx += row * L * width
-    ddt += b * L * directions * width + direction * width
-    matrix_row = directions * groups * tiles_a_group * N
+    dx += (part * batch + b) * L * width
+    ddt += b * L * parts * width + part * width
+    matrix_row = parts * groups * tiles_a_group * N
     dB += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
     dC += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
     state_offsets = n[None, :, None] * width + d[:, None, :]
@@ -340,7 +367,7 @@ def backward_kernel(
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
     skip = tl.zeros((R, W), dtype=tl.float32)
     if HAS_D:
-        skip = tl.load(D + d, mask=real, other=0.0).to(tl.float32)
+        skip = tl.load(D + (direction * width + d if HAS_ORDER else d), mask=real, other=0.0).to(tl.float32)
     if HAS_Z:
         z += b * z_b
     carry = tl.zeros((R, BN, W), dtype=tl.float32)
@@ -360,9 +387,14 @@ def backward_kernel(
         s = block * T + t
         ok = s < length
         pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
+        if HAS_ORDER:
+            ok, pos = ordered(order, direction, s, steps, OFFSET)
         at = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
         present = ok[:, None, None] & real[None, :, :]
-        inside = (s < L)[:, None, None] & real[None, :, :]
+        written = s < L
+        if HAS_ORDER:
+            at, written = pos, ok
+        inside = written[:, None, None] & real[None, :, :]
         offsets = at[:, None, None] * width + d[None, :, :]
         X = load_rows(x, pos, x_l, d, present)
         raw = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
@@ -380,7 +412,12 @@ def backward_kernel(
         step = tl.where(ok[:, None, None], step, 0.0)
         step4 = widen(step, T, R, BN, W)
         u4 = widen(step * X, T, R, BN, W)
-        g4 = widen(G * scale, T, R, BN, W)
+        if HAS_ORDER:
+            # every direction has a skip of its own, which the mean is taken over too
+            G *= scale
+            g4 = widen(G, T, R, BN, W)
+        else:
+            g4 = widen(G * scale, T, R, BN, W)
         B4 = load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W)
         C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W)
         decay = tl.exp2(step4 * rate[None])
@@ -415,15 +452,17 @@ def backward_kernel(
             dstep *= 1.0 / (1.0 + tl.exp2(-raw * LOG2_E))
         dstep = tl.where(ok[:, None, None], dstep, 0.0)
         sum_shift += tl.sum(dstep, 0)
-        tl.store(ddt + at[:, None, None] * directions * width + d[None, :, :], dstep, mask=inside)
+        tl.store(ddt + at[:, None, None] * parts * width + d[None, :, :], dstep, mask=inside)
         du *= step
         if HAS_D:
-            if direction == 0:
+            if HAS_ORDER:
+                du += skip[None, :, :] * G
+            elif direction == 0:
                 du += skip[None, :, :] * G
             sum_D += tl.sum(G * X, 0)
         tl.store(dx + offsets, du, mask=inside)
         matrix_offsets = at[:, None] * matrix_row + n[None, :]
-        matrix_mask = (s < L)[:, None] & (n < N)[None, :]
+        matrix_mask = written[:, None] & (n < N)[None, :]
         tl.store(dB + matrix_offsets, tl.sum(dB_t, 2), mask=matrix_mask)
         tl.store(dC + matrix_offsets, tl.sum(dC_t, 2), mask=matrix_mask)
     for block in range(tl.maximum(used, first), stop):
@@ -433,7 +472,7 @@ def backward_kernel(
         offsets = pos[:, None, None] * width + d[None, :, :]
         nothing = tl.zeros((T, R, W), dtype=tl.float32)
         tl.store(dx + offsets, nothing, mask=inside)
-        tl.store(ddt + pos[:, None, None] * directions * width + d[None, :, :], nothing, mask=inside)
+        tl.store(ddt + pos[:, None, None] * parts * width + d[None, :, :], nothing, mask=inside)
         if HAS_Z:
             if direction == 0:
                 tl.store(dz + b * L * width + offsets, nothing, mask=inside)
@@ -445,6 +484,8 @@ def backward_kernel(
     tl.store(dA + index * width * N + d[:, None, :] * N + n[None, :, None], sum_A, mask=state_mask)
     tl.store(sums + index * width + d, sum_shift, mask=real)
     index += directions * batch * segments
-    tl.store(sums + index * width + d, tl.where(direction == 0, sum_D, 0.0), mask=real)
+    if not HAS_ORDER:
+        sum_D = tl.where(direction == 0, sum_D, 0.0)
+    tl.store(sums + index * width + d, sum_D, mask=real)
     if RETURN_DSTART and segment == 0:
         tl.store(dstart + row * N * width + state_offsets, carry, mask=state_mask)

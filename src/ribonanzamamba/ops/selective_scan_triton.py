@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ribonanzamamba.ops import selective_scan_kernels as kernels
 from ribonanzamamba.ops.backend import device_of, processors
+from ribonanzamamba.ops.recurrence import copies_a_position
 from ribonanzamamba.ops.ssd_triton import dense_rows, merge
 
 FORWARD_STEPS, BACKWARD_STEPS = 8, 4
@@ -34,9 +35,13 @@ class Plan:
     length: int
     width: int
     state: int
+    steps: int
+    """Of one direction: the length, where there is no order."""
     groups: int
     """Of one direction."""
     directions: int
+    parts: int
+    """What has one part for each direction has so many: one where the directions of an order share the positions."""
     T: int
     BN: int
     R: int
@@ -59,9 +64,13 @@ class Plan:
     def sizes(self) -> tuple[int, ...]:
         """What every kernel is told, in their order."""
         return (
-            self.batch, self.length, self.width, self.state, self.tiles_a_group, self.width // self.groups,
+            self.batch, self.length, self.steps, self.width, self.state, self.tiles_a_group, self.width // self.groups,
             self.blocks_a_segment, self.segments, self.blocks,
         )  # fmt: skip
+
+    def order(self, order: Tensor | None) -> dict[str, bool]:
+        """What kernels are compiled for that follow an order, or none."""
+        return {"HAS_ORDER": order is not None, "SHARED": order is not None and self.parts == 1}
 
     @property
     def tile(self) -> dict[str, int]:
@@ -69,10 +78,14 @@ class Plan:
         return {"T": self.T, "BN": self.BN, "R": self.R, "W": self.W, "num_warps": 1}
 
 
-def plan(x: Tensor, B: Tensor, directions: int, backward: bool = False) -> Plan:
+def plan(
+    x: Tensor, dt: Tensor, B: Tensor, directions: int, order: Tensor | None = None, backward: bool = False
+) -> Plan:
     """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     batch, length, width = x.shape
-    groups, state = B.shape[2] // directions, B.shape[3]
+    steps = length if order is None else order.shape[1]
+    parts = copies_a_position(x, dt)
+    groups, state = B.shape[2] // parts, B.shape[3]
     BN = triton.next_power_of_2(state)
     T = BACKWARD_STEPS if backward else FORWARD_STEPS
     if backward:
@@ -82,14 +95,15 @@ def plan(x: Tensor, B: Tensor, directions: int, backward: bool = False) -> Plan:
         W = min(32, max(4, 32 * FORWARD_NUMBERS // BN))
         R = 1
     tiles_a_group = triton.cdiv(width // groups, R * W)
-    blocks = triton.cdiv(length, T)
+    blocks = triton.cdiv(steps, T)
     programs = directions * batch * groups * tiles_a_group
     wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // programs)
     segments = max(1, min(wanted, blocks // FEWEST_BLOCKS))
     blocks_a_segment = triton.cdiv(blocks, segments)
     segments = triton.cdiv(blocks, blocks_a_segment)
     return Plan(
-        batch, length, width, state, groups, directions, T, BN, R, W, tiles_a_group, blocks, segments, blocks_a_segment
+        batch, length, width, state, steps, groups, directions, parts, T, BN, R, W, tiles_a_group, blocks, segments,
+        blocks_a_segment,
     )  # fmt: skip
 
 
@@ -105,54 +119,61 @@ def offset_type(*tensors: Tensor | None):
 
 def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
-    lengths: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, directions: int, scale: float,
-    keep: bool, return_last: bool,
+    lengths: Tensor | None, order: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, directions: int,
+    scale: float, keep: bool, return_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output, last state, and for the gradient the states that enter the blocks and the output before the gate.
 
     What is not asked for is an empty tensor. x (b, l, d), dt (b, l, directions d), A (directions d, n),
-    B, C (b, l, directions g, n); start and last (b, n, d) float32, of one direction.
+    B, C (b, l, directions g, n); start and last (directions b, n, d) float32. With an order (directions, steps) also
+    D and bias (directions d,), and dt (b, l, d), B, C (b, l, g, n) where the directions share the positions; without
+    one, two directions are from left to right and back.
     """
-    cut = plan(x, B, directions, backward=False)
-    both = directions == 2
-    y = x.new_empty((directions, *x.shape) if both else x.shape)
+    cut = plan(x, dt, B, directions, order)
+    both = order is None and directions == 2
+    y = x.new_empty((cut.parts, *x.shape) if cut.parts > 1 else x.shape)
     state = (cut.state, cut.width)
-    last = x.new_empty((cut.batch, *state) if return_last else 0, dtype=torch.float32)
-    kept = triton.cdiv(cut.length, BACKWARD_STEPS)
+    last = x.new_empty((cut.rows, *state) if return_last else 0, dtype=torch.float32)
+    kept = triton.cdiv(cut.steps, BACKWARD_STEPS)
     states = x.new_empty((cut.rows, kept, *state) if keep else 0, dtype=torch.float32)
     ungated = x.new_empty(x.shape if keep and z is not None else 0)
     entering = start
     with device_of(x):
         if cut.segments > 1:
-            entering = segment_states(x, dt, A, B, None, bias, lengths, start, softplus, reverse, 1.0, cut, False)
+            entering = segment_states(
+                x, dt, A, B, None, bias, lengths, order, start, softplus, reverse, 1.0, cut, False
+            )  # fmt: skip
         kernels.forward_kernel[cut.grid](
-            x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, entering, y, ungated, last, states,
-            *cut.sizes, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z),
+            x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, order, entering, y, ungated, last,
+            states, *cut.sizes, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None,
-            KEEP=BACKWARD_STEPS if keep else 0,
-            RETURN_LAST=return_last, OFFSET=offset_type(x, dt, B, C, z), STAGES=FORWARD_STAGES, **cut.tile,
+            KEEP=BACKWARD_STEPS if keep else 0, RETURN_LAST=return_last,
+            OFFSET=offset_type(x, dt, B, C, z), STAGES=FORWARD_STAGES, **cut.order(order), **cut.tile,
         )  # fmt: skip
         if both:
             # a channel is a head of width 1
             y, x, z = (None if tensor is None else tensor[..., None] for tensor in (y, x, z))
             y = merge(y, x, D, z, lengths, ungated, scale, keep)[..., 0]
+        elif cut.parts > 1:
+            # scale is that of a mean, which is summed in float32 and rounded once
+            y = y.mean(0)
     return y, last, states, ungated
 
 
 def segment_states(
     v: Tensor, dt: Tensor, A: Tensor, K: Tensor, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None,
-    start: Tensor | None, softplus: bool, reverse: bool, scale: float, cut: Plan, backward: bool,
+    order: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, scale: float, cut: Plan, backward: bool,
 ) -> Tensor:  # fmt: skip
     """The state that enters each segment (rows, segments, n, d); `backward`: its gradient, from the other end."""
     local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
     whole = v.new_empty((cut.rows, cut.segments, cut.width), dtype=torch.float32)
     kernels.segment_kernel[cut.grid](
-        v, dt, A, K, z, bias, lengths, local, whole, *cut.sizes, scale,
+        v, dt, A, K, z, bias, lengths, order, local, whole, *cut.sizes, scale,
         *strides(v), *strides(dt), *K.stride()[:3], *strides(z),
         REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
         HAS_LENGTHS=lengths is not None, BACKWARD=backward, OFFSET=offset_type(v, dt, K, z), STAGES=FORWARD_STAGES,
-        **cut.tile,
+        **cut.order(order), **cut.tile,
     )  # fmt: skip
     kernels.pass_kernel[(cut.rows, triton.cdiv(cut.width, 32))](
         local, whole, A, start, None, cut.batch, cut.width, cut.state, cut.segments,
@@ -163,40 +184,44 @@ def segment_states(
 
 def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, states: Tensor, ungated: Tensor, softplus: bool,
-    reverse: bool, directions: int, scale: float, return_dstart: bool,
+    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, order: Tensor | None, states: Tensor,
+    ungated: Tensor, softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty where there is no such input."""
-    cut = plan(x, B, directions, backward=True)
+    cut = plan(x, dt, B, directions, order, backward=True)
     (dy,) = dense_rows(dy)
     wide = torch.float32
-    dx = x.new_empty((directions, *x.shape))
+    dx = x.new_empty((cut.parts, *x.shape))
     ddt = dt.new_empty(dt.shape)
     # one partial sum a tile, in the dtype of the result: they are most of what this pass writes
-    shape = (cut.batch, cut.length, directions * cut.groups, cut.tiles_a_group, cut.state)
+    shape = (cut.batch, cut.length, cut.parts * cut.groups, cut.tiles_a_group, cut.state)
     dB, dC = B.new_empty(shape), C.new_empty(shape)
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
-    dstart = x.new_empty((cut.batch, cut.state, cut.width) if return_dstart else 0, dtype=wide)
+    dstart = x.new_empty((cut.rows, cut.state, cut.width) if return_dstart else 0, dtype=wide)
     dA = x.new_empty((directions, cut.batch * cut.segments, cut.width, cut.state), dtype=wide)
     sums = x.new_empty((2, directions, cut.batch * cut.segments, cut.width), dtype=wide)
     with device_of(x):
         entering = dlast
         if cut.segments > 1:
-            entering = segment_states(dy, dt, A, C, z, bias, lengths, dlast, softplus, reverse, scale, cut, True)
+            entering = segment_states(
+                dy, dt, A, C, z, bias, lengths, order, dlast, softplus, reverse, scale, cut, True
+            )  # fmt: skip
         kernels.backward_kernel[cut.grid](
-            x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, entering, dx, ddt, dB, dC, dz, dstart, dA, sums,
+            x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, dy, entering,
+            dx, ddt, dB, dC, dz, dstart, dA, sums,
             *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            OFFSET=offset_type(x, dt, B, C, z, dy), STAGES=BACKWARD_STAGES, **cut.tile,
+            OFFSET=offset_type(x, dt, B, C, z, dy), STAGES=BACKWARD_STAGES, **cut.order(order), **cut.tile,
         )  # fmt: skip
+    skips = sums[1] if order is not None else sums[1, :1]
     return (
-        dx[0] if directions == 1 else dx.sum(0),
+        dx[0] if cut.parts == 1 else dx.sum(0),
         ddt,
         dA.sum(1).view(A.shape),
         dB.sum(3),
         dC.sum(3),
-        sums[1, 0].sum(0) if D is not None else x.new_empty(0),
+        skips.sum(1).flatten() if D is not None else x.new_empty(0),
         dz,
         sums[0].sum(1).flatten() if bias is not None else x.new_empty(0),
         dstart,
@@ -209,28 +234,31 @@ backward_operator = torch.library.custom_op("ribonanzamamba::selective_scan_back
 
 @forward_operator.register_fake
 def _(
-    x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, keep, return_last
+    x, dt, A, B, C, D, z, bias, lengths, order, start, softplus, reverse, directions, scale, keep, return_last
 ):  # fmt: skip
-    batch, length, width = x.shape
+    batch, steps, width = x.shape
     state = (B.shape[3], width)
+    if order is not None:
+        steps = order.shape[1]
     return (
         x.new_empty(x.shape),
-        x.new_empty((batch, *state) if return_last else 0, dtype=torch.float32),
-        x.new_empty((directions * batch, -(-length // BACKWARD_STEPS), *state) if keep else 0, dtype=torch.float32),
+        x.new_empty((directions * batch, *state) if return_last else 0, dtype=torch.float32),
+        x.new_empty((directions * batch, -(-steps // BACKWARD_STEPS), *state) if keep else 0, dtype=torch.float32),
         x.new_empty(x.shape if keep and z is not None else 0),
     )
 
 
 @backward_operator.register_fake
 def _(
-    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, softplus, reverse, directions, scale, return_dstart
+    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, softplus, reverse, directions, scale,
+    return_dstart,
 ):  # fmt: skip
     wide = torch.float32
 
     def like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor:
         return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape, dtype=dtype)
 
-    dstart = x.new_empty((x.shape[0], B.shape[3], x.shape[2]) if return_dstart else 0, dtype=wide)
+    dstart = x.new_empty((directions * x.shape[0], B.shape[3], x.shape[2]) if return_dstart else 0, dtype=wide)
     sums = like(D, wide), like(z, x.dtype), like(bias, wide)
     return like(x, x.dtype), like(dt, dt.dtype), like(A, wide), like(B, B.dtype), like(C, C.dtype), *sums, dstart
 
@@ -239,32 +267,34 @@ class SelectiveScan(torch.autograd.Function):
     """`forward` and its gradient."""
 
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, return_last):
+    def forward(
+        ctx, x, dt, A, B, C, D, z, bias, lengths, order, start, softplus, reverse, directions, scale, return_last
+    ):  # fmt: skip
         # the operators cost some 20 microseconds a call: only where a compiler looks
         operator = forward_operator if torch.compiler.is_compiling() else forward
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
         y, last, states, ungated = operator(
-            x, dt, A, B, C, D, z, bias, lengths, start, *options, keep, return_last
+            x, dt, A, B, C, D, z, bias, lengths, order, start, *options, keep, return_last
         )  # fmt: skip
         if keep:
-            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, states, ungated)
+            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, order, states, ungated)
             ctx.options = options
-            ctx.has_start = start is not None and ctx.needs_input_grad[9]
+            ctx.has_start = start is not None and ctx.needs_input_grad[10]
         ctx.set_materialize_grads(False)
         return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        x, dt, A, B, C, D, z, bias, lengths, states, ungated = ctx.saved_tensors
+        x, dt, A, B, C, D, z, bias, lengths, order, states, ungated = ctx.saved_tensors
         operator = backward_operator if torch.compiler.is_compiling() else backward
         if dy is None:
             dy = torch.zeros_like(x)
         if dlast is not None:
             dlast = dlast.contiguous() if dlast.numel() else None
         dx, ddt, dA, dB, dC, dD, dz, dbias, dstart = operator(
-            dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, *ctx.options, ctx.has_start
+            dy, dlast, x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, *ctx.options, ctx.has_start
         )  # fmt: skip
         return (
             dx,
@@ -276,6 +306,7 @@ class SelectiveScan(torch.autograd.Function):
             None if z is None else dz,
             None if bias is None else dbias.to(bias.dtype),
             None,
+            None,
             dstart if ctx.has_start else None,
             None, None, None, None, None,
         )  # fmt: skip
@@ -284,18 +315,25 @@ class SelectiveScan(torch.autograd.Function):
 def selective_scan_triton(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     *, lengths: Tensor | None = None, initial_state: Tensor | None = None, dt_softplus: bool, reverse: bool = False,
-    directions: int = 1, scale: float = 1.0, return_state: bool = False,
+    directions: int = 1, scale: float = 1.0, return_state: bool = False, order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Output and last state (b, d, n) (empty unless asked for); with two directions `scale` times their sum, skipped
     and gated.
 
     x and z (b, l, d), dt (b, l, directions d), A (directions d, n), bias (directions d,), B and C (b, l, directions g,
-    n), D (d,).
+    n), D (d,). With `order` as in `selective_scan`, which has the directions.
     """
     x, dt, B, C, z = dense_rows(x, dt, B, C, z)
-    # channels last here, as the kernels read them
-    start = None if initial_state is None else initial_state.float().transpose(1, 2).contiguous()
+    if order is not None:
+        order, directions, scale = order.contiguous(), order.shape[0], 1 / copies_a_position(x, dt)
+    # a row for each direction and batch row, channels last, as the kernels read them
+    start = None
+    if initial_state is not None:
+        start = initial_state.float().unflatten(1, (directions, -1)).permute(1, 0, 3, 2).flatten(0, 1).contiguous()
     y, last = SelectiveScan.apply(
-        x, dt, A.contiguous(), B, C, D, z, bias, lengths, start, dt_softplus, reverse, directions, scale, return_state
+        x, dt, A.contiguous(), B, C, D, z, bias, lengths, order, start, dt_softplus, reverse, directions, scale,
+        return_state,
     )  # fmt: skip
-    return y, last.transpose(1, 2) if return_state else last
+    if return_state:
+        last = last.unflatten(0, (directions, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+    return y, last
