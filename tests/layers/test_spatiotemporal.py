@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ribonanzamamba.layers import AxisAttention, SpatioTemporalBlock, TemporalMamba
+from ribonanzamamba.layers import AxisAttention, SpatioTemporalBlock, TemporalMamba, spatiotemporal
 
 STEPS = [1, 2, 12, 13, 36, 288]
 WIDTH = 4
@@ -170,6 +170,21 @@ def test_every_parameter_gets_a_gradient(temporal):
     x = torch.randn(2, 12, 5, 16)
     block(x, x.flip(0)).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in block.parameters())
+
+
+@pytest.mark.parametrize("with_lengths", [False, True], ids=["whole", "lengths"])
+@pytest.mark.parametrize("axis", ["time", "node"])
+def test_pieces_change_nothing(axis, with_lengths, stirred, same_with_gradients, monkeypatch):
+    layer = stirred(TemporalMamba(WIDTH, axis=axis))
+    x = normal(2, 5, 5, WIDTH).requires_grad_()
+    lengths = torch.tensor([5, 2]) if with_lengths else None
+    whole = layer(x, lengths)
+    called = []
+    layer.mamba.register_forward_hook(lambda module, inputs, output: called.append(len(output)))
+    # three rows of 5 x WIDTH at once
+    monkeypatch.setattr(spatiotemporal, "LARGEST_PIECE", 3 * 5 * WIDTH + 1)
+    same_with_gradients(layer, layer(x, lengths), whole, x)
+    assert called == [3, 3, 3, 1]
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
