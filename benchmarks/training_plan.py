@@ -8,7 +8,7 @@ factors are fitted to the shapes in FITTED, in logarithms; the others show the e
 
 import argparse
 import json
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +38,13 @@ def traced_plan(case: Case) -> Plan:
     traced, parameters = trace_fake(case.config, case.checkpointing, case.tasks, case.examples, case.length)
     resident = resident_bytes(parameters, parameters, case.config.training.optimizer)
     # coordinates in every step
-    return Plan(parameters, parameters, resident, (traced,), case.fuse, 1)
+    return Plan(parameters, parameters, resident, (traced,), case.fuse, 1, case.checkpointing != "off")
 
 
 def expected(plan: Plan, measured: Measured) -> tuple[float, float]:
     """Seconds and GiB."""
     each: Pass = plan.passes[0]
-    plan = Plan(plan.parameters, plan.trained, plan.resident_bytes, (each,), plan.fuse, 1, measured)
+    plan = replace(plan, measured=measured)
     return plan.seconds(each), plan.memory_gib
 
 
