@@ -38,10 +38,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
+"""Found out here, since torch.compile does not look into `find_spec`."""
+
+
 @functools.cache
 def triton_import_problem() -> str | None:
     """Why Triton cannot be imported, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_IS_INSTALLED:
         return "Triton is not installed (it comes with PyTorch's CUDA builds)"
     try:
         import triton  # noqa: F401

@@ -421,7 +421,8 @@ def backward_kernel(
         B4 = load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W)
         C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W)
         decay = tl.exp2(step4 * rate[None])
-        hs = ()
+        # hs[k] is the state that enters step k
+        hs = (h,)
         for k in tl.static_range(T):
             h = pick(decay, t4, k) * h + pick(u4, t4, k) * pick(B4, t4, k)
             hs = hs + (h,)
@@ -434,16 +435,12 @@ def backward_kernel(
             g_k = pick(g4, t4, k)
             u_k = pick(u4, t4, k)
             B_k = pick(B4, t4, k)
-            dC_t = put(dC_t, t3, k, tl.sum(hs[k] * g_k, 0))
+            dC_t = put(dC_t, t3, k, tl.sum(hs[k + 1] * g_k, 0))
             dh = carry + pick(C4, t4, k) * g_k
             dB_t = put(dB_t, t3, k, tl.sum(dh * u_k, 0))
             du = put(du, t4, k, dh * B_k)
             carry = pick(decay, t4, k) * dh
-            if k > 0:
-                dlog = carry * hs[k - 1]
-            else:
-                # decay_t h_{t-1} is h_t without what t added
-                dlog = dh * (hs[0] - u_k * B_k)
+            dlog = carry * hs[k]
             sum_A += dlog * pick(step4, t4, k)
             dstep = put(dstep, t4, k, dlog * rate)
         du = tl.sum(du, 2)
