@@ -163,3 +163,16 @@ def test_a_masked_step_is_zero_in_narrow_types(dtype):
 def test_what_cannot_be_built(options, message):
     with pytest.raises(ValueError, match=message):
         Mamba2D(4, **options)
+
+
+@pytest.mark.parametrize("directions", ["both", "efficient"])
+def test_autocast_rounds_projections_but_not_states(directions):
+    torch.manual_seed(0)
+    layer = Mamba2D(16, directions=directions)
+    x = torch.randn(1, 5, 7, 16)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer(x)
+    got.float().sum().backward()
+    assert (got.float() - expected).norm() < 0.02 * expected.norm()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())

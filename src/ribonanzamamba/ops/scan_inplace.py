@@ -7,6 +7,7 @@ memory grows with length / 16 instead of length. `README.md` has the derivation.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,10 @@ from ribonanzamamba.ops.scan_chunked import SMALLEST_LOG_DECAY
 
 CHUNK = 16
 """Positions a chunk: two buffers of 16 x batch x state x width floats still fit the cache of a core at usual sizes."""
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def selective_scan_inplace(
@@ -53,10 +58,12 @@ def selective_scan_inplace(
     else:
         state = initial_state.reshape(b, g, d // g, n).transpose(2, 3)
     tensors = (x, dt, grouped_A, B, C, state)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        y, last = InplaceScan.apply(*tensors, walk)
-    else:
-        y, last, _ = scan(*tensors, walk, keep=False)
+    # autocast would round the states before the outputs are read off
+    with without_autocast(x.device.type):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            y, last = InplaceScan.apply(*tensors, walk)
+        else:
+            y, last, _ = scan(*tensors, walk, keep=False)
     return y, last.transpose(2, 3).reshape(b, d, n)
 
 
