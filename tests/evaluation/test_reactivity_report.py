@@ -84,3 +84,13 @@ def test_lengths_that_differ_name_the_record():
 def test_a_gap_in_a_prediction_names_the_record():
     with pytest.raises(ValueError, match="record 'odd': .* position 2"):
         summarize_reactivity([pair("2A3", [NAN, 0.1], [NAN, NAN], id="odd")])
+
+
+def test_coverage_counts_positions_in_the_interval_of_the_predicted_error():
+    error = np.array([0.1, 0.1, 0.1, 0.1])
+    measured, predicted = np.array([0.0, 0.16, 0.17, np.nan]), np.zeros(4)
+    known = ReactivityPair("a", "2A3", measured, predicted, error=error)
+    unknown = ReactivityPair("b", "DMS", measured, predicted)
+    coverage = {score.probe: score.coverage for score in summarize_reactivity([known, unknown]).scores}
+    assert coverage["2A3"] == pytest.approx(2 / 3)
+    assert np.isnan(coverage["DMS"]) and np.isnan(coverage["all"])

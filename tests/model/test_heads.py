@@ -90,3 +90,13 @@ def test_reactivity_head_reads_value_then_error():
     assert value[0, 0].tolist() == [0.25, -0.5]
     expected = [math.log1p(math.exp(x)) + 1e-3 for x in (0.0, 1.0)]
     torch.testing.assert_close(error[0, 0], torch.tensor(expected))
+
+
+def test_error_factors_multiply_predicted_errors_alone():
+    torch.manual_seed(0)
+    plain, scaled = ReactivityHead(8, 2), ReactivityHead(8, 2, (1.0, 1.5))
+    scaled.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 5, 8)
+    value, error = plain(x)
+    torch.testing.assert_close(scaled(x)[0], value, rtol=0, atol=0)
+    torch.testing.assert_close(scaled(x)[1], error * torch.tensor([1.0, 1.5]))

@@ -65,6 +65,21 @@ def reactivity_mae(predicted: np.ndarray, measured: np.ndarray, mask: np.ndarray
     return float(np.abs(clipped_prediction - clipped_measurement).mean())
 
 
+def laplace_coverage(predicted: np.ndarray, error: np.ndarray, measured: np.ndarray, share: float = 0.8) -> float:
+    """Share of the measured positions that lie in the interval that should hold `share` of them.
+
+    Values are clipped to [0, 1], as in `reactivity_mae`. `error` is the expected absolute error of a Laplace
+    distribution, whose interval is predicted +- error ln(1 / (1 - share)). NaN without a measured position.
+
+    >>> laplace_coverage(np.array([0.0, 0.0]), np.array([0.1, 0.1]), np.array([0.16, 0.17]))
+    0.5
+    """
+    known = ~np.isnan(measured)
+    clipped_prediction, clipped_measurement = _clipped(predicted, measured, known)
+    inside = np.abs(clipped_prediction - clipped_measurement) <= error[known] * np.log(1 / (1 - share))
+    return float(inside.mean()) if inside.size else float("nan")
+
+
 def reactivity_pearson(predicted: np.ndarray, measured: np.ndarray, mask: np.ndarray | None = None) -> float:
     """Pearson correlation of reactivity over the measured positions, both values clipped to [0, 1].
 

@@ -30,11 +30,12 @@ from ribonanzamamba.rna.formats import FormatError
 
 REAGENT_PROBES = {"SHAPE_NMIA_or_1M7": "SHAPE", "2A3_MaP": "2A3", "DMS_MaP": "DMS"}
 """Probe of a reagent that the tables spell otherwise."""
+ERROR = "_error"
+"""Ends the name of a column of predicted errors."""
 FILE_NAME = "reactivity.csv"
 """The file inside a prediction folder."""
 
 _PLACE_COLUMNS = ("id", "position", "nucleotide")
-_ERROR = "_error"
 _KAGGLE_VALUE = re.compile(r"reactivity_\d+")
 
 
@@ -53,7 +54,7 @@ class MeasuredReactivity:
 
 
 PredictedReactivity = Mapping[str, np.ndarray]
-"""Probe to reactivity (length,)."""
+"""Probe to reactivity (length,), and `<probe>_error` to its expected absolute error where that is predicted."""
 
 
 def read_measured_reactivity(path: str | os.PathLike[str], split: str | None = None) -> Iterator[MeasuredReactivity]:
@@ -85,13 +86,15 @@ def read_predicted_reactivity(path: str | os.PathLike[str]) -> Lookup[PredictedR
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     names = column_names(path)
-    return Lookup(((id,), sequence, probes) for id, sequence, probes in _read_positions(path, names))
+    return Lookup(((id,), sequence, probes) for id, sequence, probes in _read_positions(path, names, errors=True))
 
 
-def _read_positions(path: Path, names: list[str]) -> Iterator[tuple[str, str, PredictedReactivity]]:
-    """Id, sequence and reactivity of each record of a table with one row a nucleotide; errors are left out."""
+def _read_positions(
+    path: Path, names: list[str], *, errors: bool = False
+) -> Iterator[tuple[str, str, PredictedReactivity]]:
+    """Id, sequence and reactivity of each record of a table with one row a nucleotide; its errors if asked for."""
     require_columns(path, names, *_PLACE_COLUMNS)
-    probes = [name for name in names if name not in _PLACE_COLUMNS and not name.endswith(_ERROR)]
+    probes = [name for name in names if name not in _PLACE_COLUMNS and (errors or not name.endswith(ERROR))]
     table = read_columns(path, (*_PLACE_COLUMNS, *probes))
     letters, values = text_list(table, "nucleotide"), number_matrix(table, probes)
     for id, rows in record_rows(path, text_list(table, "id"), table["position"].to_numpy()):

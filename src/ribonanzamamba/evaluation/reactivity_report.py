@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ribonanzamamba.evaluation.metrics import reactivity_mae, reactivity_pearson
+from ribonanzamamba.evaluation.metrics import laplace_coverage, reactivity_mae, reactivity_pearson
 from ribonanzamamba.evaluation.summary import Estimate, Report, estimate, number_text
 
 NUCLEOTIDES_APART: dict[str, tuple[str, ...]] = {"DMS": ("AC", "A", "C")}
@@ -30,6 +30,8 @@ class ReactivityPair:
     sequence: str = ""
     """Rows of one sequence are one RNA to the bootstrap; without it every id is one, and no nucleotide is apart."""
     dataset: str = ""
+    error: np.ndarray | None = None
+    """(length,), predicted expected absolute error; None = not predicted."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class ReactivityScore:
     """Over positions."""
     n_rnas: int
     n_positions: int
+    coverage: float = float("nan")
+    """Share of the positions in the 80 % interval of the predicted error; NaN where a row has none."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,18 @@ class ReactivityReport(Report):
     """Rows left out since their signal was too weak (`sn_pass`)."""
 
     def rows(self) -> list[tuple[str, ...]]:
-        header = ("probe", "data set", "at", "MAE (95 %)", "Pearson r", "RNAs", "positions")
+        header = ("probe", "data set", "at", "MAE (95 %)", "Pearson r", "in 80 % interval", "RNAs", "positions")
         return [header] + [
-            (s.probe, s.dataset, s.nucleotides, str(s.mae), number_text(s.pearson), str(s.n_rnas), str(s.n_positions))
+            (
+                s.probe,
+                s.dataset,
+                s.nucleotides,
+                str(s.mae),
+                number_text(s.pearson),
+                number_text(s.coverage),
+                str(s.n_rnas),
+                str(s.n_positions),
+            )
             for s in self.scores
         ]
 
@@ -115,21 +128,29 @@ def _check_reactivity(pair: ReactivityPair) -> None:
 
 
 def _reactivity_score(pairs: Sequence[ReactivityPair], probe: str, dataset: str, nucleotides: str) -> ReactivityScore:
-    by_rna: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    by_rna: dict[str, list[tuple[np.ndarray, ...]]] = {}
     for pair in pairs:
         used = ~np.isnan(pair.measured)
         if nucleotides != "all":
             letters = np.array(list(pair.sequence.ljust(len(used))), dtype="U1")
             used &= np.isin(letters, list(nucleotides))
         if used.any():
-            values = np.asarray(pair.predicted)[used], np.asarray(pair.measured)[used]
+            error = np.full(len(used), np.nan) if pair.error is None else np.asarray(pair.error)
+            values = np.asarray(pair.predicted)[used], np.asarray(pair.measured)[used], error[used]
             by_rna.setdefault(pair.sequence or pair.id, []).append(values)
     rnas = [tuple(np.concatenate(side) for side in zip(*values, strict=True)) for values in by_rna.values()]
     if not rnas:
         return ReactivityScore(probe, dataset, nucleotides, estimate([]), float("nan"), 0, 0)
-    sizes = [len(measured) for _, measured in rnas]
-    errors = [reactivity_mae(predicted, measured) for predicted, measured in rnas]
-    together = (np.concatenate(side) for side in zip(*rnas, strict=True))
+    sizes = [len(measured) for _, measured, _ in rnas]
+    errors = [reactivity_mae(predicted, measured) for predicted, measured, _ in rnas]
+    predicted, measured, error = (np.concatenate(side) for side in zip(*rnas, strict=True))
     return ReactivityScore(
-        probe, dataset, nucleotides, estimate(errors, sizes), reactivity_pearson(*together), len(rnas), sum(sizes)
+        probe,
+        dataset,
+        nucleotides,
+        estimate(errors, sizes),
+        reactivity_pearson(predicted, measured),
+        len(rnas),
+        sum(sizes),
+        float("nan") if np.isnan(error).any() else laplace_coverage(predicted, error, measured),
     )

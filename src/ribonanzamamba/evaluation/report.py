@@ -16,7 +16,7 @@ from ribonanzamamba.evaluation.coordinate_report import (
     summarize_coordinates,
 )
 from ribonanzamamba.evaluation.lookup import spelled
-from ribonanzamamba.evaluation.reactivity_files import read_measured_reactivity, read_predicted_reactivity
+from ribonanzamamba.evaluation.reactivity_files import ERROR, read_measured_reactivity, read_predicted_reactivity
 from ribonanzamamba.evaluation.reactivity_report import (
     ReactivityPair,
     ReactivityReport,
@@ -75,7 +75,15 @@ def score_reactivity(truth: FilePath, predicted: FilePath, split: str | None = N
             probes = lookup.find((row.id,), row.sequence, known) or {}
             sequence = spelled(row.sequence)
             pairs.append(
-                ReactivityPair(row.id, row.probe, row.reactivity, probes.get(row.probe), sequence, row.dataset)
+                ReactivityPair(
+                    row.id,
+                    row.probe,
+                    row.reactivity,
+                    probes.get(row.probe),
+                    sequence,
+                    row.dataset,
+                    probes.get(row.probe + ERROR),
+                )
             )
     return summarize_reactivity(pairs, noisy=len(rows) - len(pairs))
 

@@ -71,12 +71,19 @@ class ModelConfig(PlainValues):
     pair_prior: bool = False
     """Pair probabilities of a thermodynamic model are an input, which may be missing."""
     probes: tuple[str, ...] = PROBES
+    error_factors: tuple[float, ...] = ()
+    """Factors of the predicted errors of reactivity, one a probe, fitted after training on RNAs that it did not see;
+    none: 1."""
     tasks: tuple[str, ...] = TASKS
     """What the network has heads for."""
 
     def __post_init__(self) -> None:
         if not self.mamba and not self.attention:
             raise ValueError("model: expected mamba or attention, got neither")
+        if len(self.error_factors) not in (0, len(self.probes)):
+            raise ValueError(
+                f"model.error_factors: expected none or {len(self.probes)}, one a probe, got {len(self.error_factors)}"
+            )
         if self.pair_every < 0:
             raise ValueError(f"model.pair_every: expected at least 0, got {self.pair_every}")
         if not self.tasks or set(self.tasks) - set(TASKS):

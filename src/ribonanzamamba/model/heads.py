@@ -17,9 +17,11 @@ IMPOSSIBLE_LOGIT = -1e9
 class ReactivityHead(nn.Module):
     """Value and expected absolute error of every probe at every position."""
 
-    def __init__(self, width: int, probes: int):
+    def __init__(self, width: int, probes: int, error_factors: tuple[float, ...] = ()):
         super().__init__()
         self.norm = RMSNorm(width)
+        factors = torch.tensor(error_factors or (1.0,) * probes)
+        self.register_buffer("error_factors", factors, persistent=False)
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, 2 * probes)
 
@@ -28,7 +30,7 @@ class ReactivityHead(nn.Module):
     ) -> tuple[Float[Tensor, "batch length probe"], Float[Tensor, "batch length probe"]]:
         value, error = self.out(F.gelu(self.hidden(self.norm(x)))).float().chunk(2, dim=-1)
         # about 0.1 at the start, never exactly zero: the error is a divisor in its likelihood
-        return value, F.softplus(error - 2) + 1e-3
+        return value, (F.softplus(error - 2) + 1e-3) * self.error_factors
 
 
 class PairHead(nn.Module):

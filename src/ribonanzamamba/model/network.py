@@ -119,7 +119,9 @@ class RibonanzaMamba(nn.Module):
             ]
         )
         has = {task: task in config.tasks for task in TASKS}
-        self.reactivity_head = ReactivityHead(config.width, len(config.probes)) if has["reactivity"] else None
+        self.reactivity_head = (
+            ReactivityHead(config.width, len(config.probes), config.error_factors) if has["reactivity"] else None
+        )
         self.pair_head = PairHead(config.width, config.pair_width) if has["structure"] else None
         self.coordinate_module = (
             CoordinateModule(
