@@ -3,8 +3,8 @@
     python benchmarks/error_factors.py TABLE=PREDICTIONS [TABLE=PREDICTIONS ...] [--split valid]
 
 TABLE is a Parquet table of data/reactivity, PREDICTIONS a folder of `predict` with its sequences. The factor of a probe
-is fitted on half of the sequences (by their MD5): the one that puts 80 % of their positions into the 80 % interval. Then,
-on the other half: the share in that interval without and with it, and the observed mean absolute error where the
+is fitted on half of the sequences (by their MD5): it puts 80 % of their positions into the 80 % interval. Then, on the
+other half: the share in that interval without and with it, and the observed mean absolute error where the
 predicted one (with it) is in its lowest fifth, the next, and so on. Values are clipped to [0, 1], as for the MAE.
 """
 
