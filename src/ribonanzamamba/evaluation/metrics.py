@@ -75,7 +75,7 @@ def laplace_coverage(predicted: np.ndarray, error: np.ndarray, measured: np.ndar
     0.5
     """
     known = ~np.isnan(measured)
-    clipped_prediction, clipped_measurement = _clipped(predicted, measured, known)
+    clipped_prediction, clipped_measurement = _clipped(predicted, measured, None)
     inside = np.abs(clipped_prediction - clipped_measurement) <= error[known] * np.log(1 / (1 - share))
     return float(inside.mean()) if inside.size else float("nan")
 

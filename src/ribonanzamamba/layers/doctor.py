@@ -18,7 +18,7 @@ from torch import Tensor
 from ribonanzamamba import __version__
 from ribonanzamamba.layers.bidirectional import BiMamba
 from ribonanzamamba.ops import explain, selective_scan, ssd
-from ribonanzamamba.ops.backend import triton_import_problem
+from ribonanzamamba.ops.backend import TRITON_IS_INSTALLED, triton_import_problem
 from ribonanzamamba.ops.scan_reference import selective_scan_reference, ssd_reference
 
 LEAST_TORCH = (2, 9)
@@ -125,7 +125,7 @@ def check_triton() -> Check:
     problem = triton_import_problem()
     if problem is None:
         return Check("Triton", importlib.import_module("triton").__version__)
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_IS_INSTALLED:
         if gpu:
             note = "plain PyTorch runs on the GPU, several times slower"
             return Check("Triton", "not installed", note=note, mend="python -m pip install triton")

@@ -98,6 +98,25 @@ def load_rows(pointer, pos, stride, d, mask):
 
 
 @triton.jit
+def load_steps(dt, pos, stride, d, shift, present, ok, SOFTPLUS: tl.constexpr):
+    """Step sizes (T, R, W) of the positions pos, 0 where there is none, and what they were before softplus."""
+    raw = load_rows(dt, pos, stride, d, present) + shift[None, :, :]
+    step = raw
+    if SOFTPLUS:
+        step = softplus(raw)
+    return tl.where(ok[:, None, None], step, 0.0), raw
+
+
+@triton.jit
+def load_rate(
+    A, direction, d, n, width, N, mask, t4, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr
+):
+    """A (R, N, W) in units of log 2, laid out as the tiles."""
+    offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
+    return spread(tl.load(A + offsets, mask=mask, other=0.0).to(tl.float32) * LOG2_E, t4, T, R, BN, W)
+
+
+@triton.jit
 def load_matrix(pointer, pos, ok, stride, n, N, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr):
     """B or C of the positions pos as a tile (T, R, N, W)."""
     mask = ok[:, None] & (n < N)[None, :]
@@ -143,9 +162,7 @@ def forward_kernel(
     y += (part * batch + b) * L * width
     state_offsets = n[None, :, None] * width + d[:, None, :]
     state_mask = (n < N)[None, :, None] & real[:, None, :]
-    rate_offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
-    rate = tl.load(A + rate_offsets, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
-    rate = spread(rate, t4, T, R, BN, W)
+    rate = load_rate(A, direction, d, n, width, N, state_mask, t4, T, R, BN, W)
     shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
@@ -169,10 +186,7 @@ def forward_kernel(
             ok, pos = ordered(order, direction, s, steps, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
         X = load_rows(x, pos, x_l, d, present)
-        step = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
-        if SOFTPLUS:
-            step = softplus(step)
-        step = tl.where(ok[:, None, None], step, 0.0)
+        step, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
         decay = tl.exp2(widen(step, T, R, BN, W) * rate[None])
         added = widen(step * X, T, R, BN, W) * load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W)
         C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W)
@@ -240,9 +254,7 @@ def segment_kernel(
     K += b * K_b + full_group * K_g
     row = direction * batch + b
     state_mask = (n < N)[None, :, None] & real[:, None, :]
-    rate_offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
-    rate = tl.load(A + rate_offsets, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
-    rate = spread(rate, t4, T, R, BN, W)
+    rate = load_rate(A, direction, d, n, width, N, state_mask, t4, T, R, BN, W)
     shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
@@ -262,10 +274,7 @@ def segment_kernel(
             ok, pos = ordered(order, direction, s, steps, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
         value = load_rows(v, pos, v_l, d, present)
-        step = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
-        if SOFTPLUS:
-            step = softplus(step)
-        step = tl.where(ok[:, None, None], step, 0.0)
+        step, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
         whole += tl.sum(step, 0)
         if BACKWARD:
             value *= scale
@@ -359,9 +368,7 @@ def backward_kernel(
     dC += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
     state_offsets = n[None, :, None] * width + d[:, None, :]
     state_mask = (n < N)[None, :, None] & real[:, None, :]
-    rate_offsets = (direction * width + d[:, None, :]) * N + n[None, :, None]
-    rate = tl.load(A + rate_offsets, mask=state_mask, other=0.0).to(tl.float32) * LOG2_E
-    rate = spread(rate, t4, T, R, BN, W)
+    rate = load_rate(A, direction, d, n, width, N, state_mask, t4, T, R, BN, W)
     shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
         shift = tl.load(bias + direction * width + d, mask=real, other=0.0).to(tl.float32)
@@ -397,7 +404,7 @@ def backward_kernel(
         inside = written[:, None, None] & real[None, :, :]
         offsets = at[:, None, None] * width + d[None, :, :]
         X = load_rows(x, pos, x_l, d, present)
-        raw = load_rows(dt, pos, dt_l, d, present) + shift[None, :, :]
+        step, raw = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
         G = load_rows(dy, pos, dy_l, d, present)
         if HAS_Z:
             Z = load_rows(z, pos, z_l, d, present)
@@ -406,10 +413,6 @@ def backward_kernel(
                 before = load_rows(ungated + b * L * width, pos, width, d, present)
                 tl.store(dz + b * L * width + offsets, G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid)), mask=inside)
             G *= Z * sigmoid
-        step = raw
-        if SOFTPLUS:
-            step = softplus(raw)
-        step = tl.where(ok[:, None, None], step, 0.0)
         step4 = widen(step, T, R, BN, W)
         u4 = widen(step * X, T, R, BN, W)
         if HAS_ORDER:
