@@ -3,10 +3,10 @@
     python benchmarks/battle_speed.py [--compile-limit 420]     # a GPU, bfloat16
     python benchmarks/battle_speed.py --cpu                     # one thread, float32
 
-A training step is that of the battle: forward and backward pass on reactivity, clipping, optimizer. Four contestants:
+A training step is that of the battle: forward and backward pass on reactivity, clipping, optimizer. Five contestants:
 RibonanzaNet as written ("written"), the same under torch.compile with fixed shapes ("compiled", only with a time limit
-above 0, seconds for all its shapes, compiling included), RibonanzaMamba ("ours") and the same with `fuse()` ("fused").
-Each runs in a process of its own. A line without numbers says why: out of memory, or not finished in time.
+above 0, seconds for all its shapes, compiling included), RibonanzaMamba ("ours"), the same with `fuse()` ("fused") and
+with that and its passes recorded as CUDA graphs, as the battle trains it ("graphs"). Each runs in a process of its own. A line without numbers says why: out of memory, or not finished in time.
 """
 
 import argparse
@@ -27,15 +27,16 @@ from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.training.config import Config, LossConfig, TrainingConfig
-from ribonanzamamba.training.loop import train_step
+from ribonanzamamba.training.graphs import PassGraphs
 from ribonanzamamba.training.optimizer import build_optimizers
+from ribonanzamamba.training.step import train_step
 
 PROBES = ("2A3", "DMS")
 SHAPES = ((32, 128), (16, 177), (4, 512))
 COMPILED_SHAPES = SHAPES[:2]
 INFERENCE = (1, 2048)
 CPU_LENGTHS = (100, 400, 1000)
-CONTESTANTS = ("written", "compiled", "ours", "fused")
+CONTESTANTS = ("written", "compiled", "ours", "fused", "graphs")
 WARM_UPS = 3
 
 
@@ -99,17 +100,20 @@ def gpu_rows(contestant: str, repeats: int) -> Iterator[dict]:
     network, config = build(contestant)
     network.cuda()
     optimizers = build_optimizers(network, config.training)
-    if contestant in ("compiled", "fused"):
+    if contestant in ("compiled", "fused", "graphs"):
         network.fuse()
+    graphs = PassGraphs(network) if contestant == "graphs" else None
     for examples, length in COMPILED_SHAPES if contestant == "compiled" else SHAPES:
         batch = made_batch(examples, length, "cuda")
         row = measured_gpu(
-            lambda batch=batch: train_step(network, optimizers, {("reactivity",): batch}, config), examples, repeats
+            lambda batch=batch: train_step(network, optimizers, {("reactivity",): batch}, config, graphs=graphs),
+            examples,
+            repeats,
         )
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         yield {"what": "training step", "contestant": contestant, "shape": f"{examples}x{length}"} | row
-    if contestant in ("compiled", "fused"):
+    if contestant in ("compiled", "fused", "graphs"):
         return
     examples, length = INFERENCE
     batch = made_batch(examples, length, "cuda")

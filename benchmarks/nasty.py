@@ -27,11 +27,12 @@ from ribonanzamamba.model.network import CHECKPOINTING
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import Config, TrainingConfig
 from ribonanzamamba.training.guard import NonFiniteError, find_nonfinite
-from ribonanzamamba.training.loop import LOGGED, task_losses, train, train_step
+from ribonanzamamba.training.loop import train
 from ribonanzamamba.training.loss import Counts
 from ribonanzamamba.training.optimizer import averaged, build_optimizers
 from ribonanzamamba.training.processes import ALONE
 from ribonanzamamba.training.start import build_network
+from ribonanzamamba.training.step import LOGGED, task_losses, train_step
 
 SKIPPED_KIND = "infinite weight"
 """The only kind of batch without a finite loss: these, and no others, are to be skipped."""

@@ -23,11 +23,12 @@ from training_memory import GIB, RELEASED, TINY, made_example, step_seconds, whe
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
-from ribonanzamamba.training.loop import LOGGED, PASSES, step_seed, task_batches, train_step
+from ribonanzamamba.training.loop import PASSES, task_batches
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 from ribonanzamamba.training.processes import PARALLEL, Processes, joined
 from ribonanzamamba.training.sharding import shard_weights
 from ribonanzamamba.training.start import build_network
+from ribonanzamamba.training.step import LOGGED, step_seed, train_step
 
 PIECES = 5
 """Parts of the timed steps, whose spread is reported."""

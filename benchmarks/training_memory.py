@@ -25,9 +25,9 @@ from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import CHECKPOINTING
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import Config, TrainingConfig
-from ribonanzamamba.training.loop import train_step
 from ribonanzamamba.training.optimizer import averaged, build_optimizers
 from ribonanzamamba.training.start import build_network
+from ribonanzamamba.training.step import train_step
 
 GIB = 2**30
 BOTH = ("reactivity", "structure")

@@ -13,8 +13,8 @@ from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import Config
-from ribonanzamamba.training.loop import train_step
 from ribonanzamamba.training.optimizer import build_optimizers
+from ribonanzamamba.training.step import train_step
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

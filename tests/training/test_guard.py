@@ -14,9 +14,10 @@ from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import Config, TrainingConfig
 from ribonanzamamba.training.guard import NonFiniteError, Shard, Watch, find_nonfinite
-from ribonanzamamba.training.loop import LOGGED, train, train_step
+from ribonanzamamba.training.loop import train
 from ribonanzamamba.training.optimizer import build_optimizers
 from ribonanzamamba.training.start import build_network
+from ribonanzamamba.training.step import LOGGED, train_step
 
 NAN = float("nan")
 SKIPPED = LOGGED.index("skipped")

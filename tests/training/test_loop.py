@@ -19,9 +19,10 @@ from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.rna.structure import Structure
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig, read_config
-from ribonanzamamba.training.loop import LOGGED, task_batches, train, train_step
+from ribonanzamamba.training.loop import task_batches, train
 from ribonanzamamba.training.loss import certain, reactivity_loss
 from ribonanzamamba.training.optimizer import build_optimizers
+from ribonanzamamba.training.step import LOGGED, train_step
 from ribonanzamamba.training.tables import read_tables, table_groups
 
 TOML = """

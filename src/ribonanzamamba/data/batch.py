@@ -70,6 +70,27 @@ class Batch:
             for start in range(0, len(self), examples)
         ]
 
+    def shapes(self) -> tuple[torch.Size | None, ...]:
+        """Of every tensor, None where there is none."""
+        return tuple(None if tensor is None else tensor.shape for tensor in self._tensors())
+
+    def clone(self) -> "Batch":
+        """The batch with tensors of its own."""
+        return Batch(self.ids, *(None if tensor is None else tensor.clone() for tensor in self._tensors()))
+
+    def copy_(self, other: "Batch") -> None:
+        """Write the values of another batch of the same shapes into the tensors of this one; `ids` stay.
+
+        Raises:
+            ValueError: other shapes.
+        """
+        if self.shapes() != other.shapes():
+            raise ValueError(f"expected a batch of the shapes {self.shapes()}, got {other.shapes()}")
+        pairs = zip(self._tensors(), other._tensors(), strict=True)
+        for own, values in pairs:
+            if own is not None:
+                own.copy_(values)
+
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return tuple(getattr(self, field.name) for field in fields(self)[1:])
 

@@ -120,6 +120,7 @@ class CoordinateModule(nn.Module):
             nn.Linear(coordinate_width, PLDDT_BINS),
         )
         self.distance = nn.Linear(pair_width, DISTANCE_BINS)
+        self.register_buffer("local_atoms", torch.tensor(LOCAL_ATOMS), persistent=False)
 
     def forward(
         self,
@@ -138,7 +139,7 @@ class CoordinateModule(nn.Module):
             for layer in self.layers:
                 x, rotation, translation = layer(x, pair, rotation, translation, mask)
             phosphate = self.phosphate(x)
-            local = x.new_tensor(LOCAL_ATOMS) * ANGSTROM
+            local = self.local_atoms.to(x.dtype) * ANGSTROM
             atoms = torch.cat([(local[0] + phosphate)[..., None, :], local[1:].expand(b, m, l, 3, 3)], dim=-2)
             atoms = atoms @ rotation.transpose(-1, -2) + translation[..., None, :]
             return atoms / ANGSTROM, self.quality(x)

@@ -126,6 +126,10 @@ class TrainingConfig:
     """Autocast to bfloat16 on a GPU."""
     fuse: bool = False
     """torch.compile the elementwise chains of the pair track; of RibonanzaNet, whole layers."""
+    graphs: bool = False
+    """On a GPU, record the passes over each shape of batch as a CUDA graph and play them back: for few shapes, such as
+    those of `data.batch_examples`, and for batches that are over before the host has started their kernels. Not with
+    `checkpointing` nor `parallel = "shard"`."""
     pass_examples: int = 0
     """Examples of one forward and backward pass; larger batches are divided and their gradients added up: the same
     step in less memory. 0: the whole batch."""

@@ -7,14 +7,14 @@ killed and goes on ends with the same weights as one that was not, and no random
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ribonanzamamba.data.batch import Batch, collate, no_examples, prefetch
+from ribonanzamamba.data.batch import Batch, collate, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
 from ribonanzamamba.data.example import Example, crop, drop_priors, reverse_some
 from ribonanzamamba.data.splits import cluster_weights, epoch_batches, padded_length, sample_batches
@@ -22,24 +22,24 @@ from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
 from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.display import Display
+from ribonanzamamba.training.graphs import PassGraphs
 from ribonanzamamba.training.guard import BAD_IN_A_ROW, NonFiniteError, Shard, Step, Watch, find_nonfinite
-from ribonanzamamba.training.loss import READ, Counts, Losses, losses, with_zeros
+from ribonanzamamba.training.loss import Counts
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 from ribonanzamamba.training.processes import ALONE, Processes, joined
 from ribonanzamamba.training.run_folder import RunFolder
-from ribonanzamamba.training.sharding import replicated, shard_weights, whole, whole_network
+from ribonanzamamba.training.sharding import shard_weights, whole_network
 from ribonanzamamba.training.signals import Signals, noted_signals
 from ribonanzamamba.training.start import build_network, starting_network
+from ribonanzamamba.training.step import LOGGED, TERMS, add_gradients, step_seed, task_losses, train_step
 from ribonanzamamba.training.stream import Waiting, in_threads
 from ribonanzamamba.training.tables import read_tables
-from ribonanzamamba.training.validation import HeldOut, overall, prior_of, validate
+from ribonanzamamba.training.validation import HeldOut, overall, validate
 
 logger = logging.getLogger(__name__)
 
 PASSES = (("reactivity", "structure"), ("coordinates",))
 """Tasks that share a batch, and so a pass through the trunk: short chains with coordinates need a pass of their own."""
-LOGGED = ("reactivity", "reactivity_error", "structure", "coordinates", "gradient_norm", "skipped")
-"""What `train_step` returns; "skipped" is 1 where a loss or gradient was not finite and no weight was changed."""
 MOST_LENGTHS = 16
 """Lengths for which kernels are compiled before the first step."""
 STOP_FOR_BAD_BATCHES = 1000.0
@@ -116,6 +116,11 @@ class Run:
             raise ValueError(
                 "training.pass_examples: every process needs the same passes, so not with parallel = shard"
             )
+        if settings.graphs and (processes.shards or settings.checkpointing != "off"):
+            raise ValueError(
+                "training.graphs: a recorded pass holds whole weights and all activations, so neither with parallel = "
+                "shard nor with checkpointing"
+            )
         self.network = starting_network(config, build).to(device)
         self.average = averaged(self.network, settings.average_decay)
         self.optimizers = build_optimizers(self.network, settings)
@@ -127,6 +132,7 @@ class Run:
             self.network.fuse()
         if processes.shards:
             shard_weights(self.network, self.average, self.optimizers, device)
+        self.graphs = PassGraphs(self.network) if settings.graphs and device.type == "cuda" else None
         training, held_out = read_tables(config.data, tuple(self.network.config.probes))
         self.training = training
         self.held_out = held_out.sample(settings.valid_examples)
@@ -194,11 +200,11 @@ class Run:
         began = time.monotonic()
         device = self.processes.device
         for tasks, batch in warm_up_batches(self.training, self.config):
+            self.network.train()
             for part in batch.to(device).parts(self.config.training.pass_examples):
-                counts = Counts.of(part)
-                terms = task_losses(self.network.train(), tasks, part, self.config, counts, self.processes)
-                if (total := terms.total(self.config.loss)) is not None:
-                    total.backward()
+                # the second of a shape is recorded
+                for _ in range(1 if self.graphs is None else 2):
+                    add_gradients(self.network, tasks, part, self.config, Counts.of(part), self.processes, self.graphs)
             self.network.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -230,7 +236,7 @@ class Run:
         }
         torch.manual_seed(step_seed(config.training.seed, state.step, self.processes.rank))
         batches = {tasks: shard.batch for tasks, shard in shards.items()}
-        values = train_step(self.network, self.optimizers, batches, config, self.processes)
+        values = train_step(self.network, self.optimizers, batches, config, self.processes, self.graphs)
         self.average.update_parameters(self.network)
         self.waiting.mark()
         state.step += 1
@@ -364,102 +370,16 @@ class Run:
                     terms = task_losses(network, tasks, batch, self.config, counts, ALONE)
                     if (total := terms.total(self.config.loss)) is not None:
                         total.backward()
-                    return {name: term.detach() for name in LOGGED[:4] if (term := getattr(terms, name)) is not None}
+                    return {name: term.detach() for name in TERMS if (term := getattr(terms, name)) is not None}
 
                 if place := find_nonfinite(network, backward):
                     return place
         return ""
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of everything random on the device in one step of one process."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def batches_used(tasks: tuple[str, ...], step: int, config: DataConfig) -> int:
     """Batches of these tasks that the first steps of a run take."""
     return -(-step // config.coordinate_steps) if "coordinates" in tasks else step
-
-
-def train_step(
-    network: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    batches: Mapping[tuple[str, ...], Batch | None],
-    config: Config,
-    processes: Processes = ALONE,
-) -> Tensor:
-    """One optimizer step over one batch of each pass; returns the values named by LOGGED, on the device.
-
-    Each of several processes gives its part of the batches (None: it has none) and gets the sum's gradient and values.
-    Where a loss or the gradient is not finite, no weight and no optimizer's state is changed.
-    """
-    network.train()
-    device = next(network.parameters()).device
-    nothing = torch.full((), float("nan"), device=device)
-    values = dict.fromkeys(LOGGED[:4], nothing)
-    bad = torch.zeros((), device=device)
-    for tasks, batch in batches.items():
-        counts = whole_counts(batch, processes)
-        for part in passes(batch, config, processes):
-            terms = task_losses(network, tasks, part, config, counts, processes)
-            if (total := terms.total(config.loss)) is not None:
-                bad = bad + ~total.detach().isfinite()
-                if total.requires_grad:
-                    processes.backward(total)
-            for name in values:
-                if (term := getattr(terms, name)) is not None:
-                    values[name] = term.detach() if values[name] is nothing else values[name] + term.detach()
-    parameters = list(network.parameters())
-    processes.sum_gradients(parameters)
-    losses_sum, bad = sum_values(torch.stack([value.float() for value in values.values()]), bad, processes)
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm)).to(device)
-    skipped = ((bad > 0) | ~norm.isfinite()).float()
-    for optimizer in optimizers:
-        optimizer.found_inf = replicated(skipped, parameters)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    row = torch.cat([losses_sum, norm.float()[None]])
-    return torch.cat([torch.where(skipped > 0, nothing, row), skipped[None]])
-
-
-def whole_counts(batch: Batch | None, processes: Processes) -> Counts:
-    """The counts of a batch of which each process has a part, or none."""
-    device = processes.device if batch is None else batch.tokens.device
-    counts = torch.zeros(4, device=device) if batch is None else Counts.of(batch).to_tensor()
-    return Counts.from_tensor(processes.sum(counts))
-
-
-def passes(batch: Batch | None, config: Config, processes: Processes) -> Iterable[Batch]:
-    """The parts of a process's batch, one after the other on the device."""
-    if batch is not None:
-        return batch.parts(config.training.pass_examples)
-    # where weights are divided, the others wait for this process's part of them: a pass over nothing
-    return [no_examples(config.data.pad_multiple).to(processes.device)] if processes.shards else []
-
-
-def task_losses(
-    network: nn.Module, tasks: tuple[str, ...], batch: Batch, config: Config, counts: Counts, processes: Processes
-) -> Losses:
-    """Forward pass over a part of a batch; the terms are its part of the whole batch's, of which the counts are."""
-    device = batch.tokens.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
-        output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
-    terms = losses(output, batch, counts, config.loss.reactivity_by_trust)
-    if processes.shards:
-        # divided gradients are added up in the backward pass: every process needs those that any has
-        present = processes.largest([float(getattr(terms, name) is not None) for name in READ])
-        terms = with_zeros([name for name, has in zip(READ, present, strict=True) if has], terms, output)
-    return terms
-
-
-def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
-    """Sum over all processes of each value, NaN where none has it, and of the count of bad batches."""
-    if processes.count == 1:
-        return values, bad
-    present = ~values.isnan()
-    total = processes.sum(torch.cat([values.nan_to_num(0), present.float(), bad[None]]))
-    count = len(values)
-    return torch.where(total[count : 2 * count] > 0, total[:count], float("nan")), total[-1]
 
 
 def calibrated(network: RibonanzaMamba, held_out: HeldOut, device: torch.device) -> RibonanzaMamba:

@@ -235,7 +235,7 @@ def frame_aligned_error(
     """
     has_frame = resolved[..., 1:].all(-1)  # b l
     # unresolved frames get a stand-in triangle: normalising a zero vector would make NaN gradients
-    stand_in = predicted.new_tensor([[0.0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]])
+    stand_in = torch.eye(4, 3, dtype=predicted.dtype, device=predicted.device)
     rotation, origin = frames_from_atoms(torch.where(has_frame[..., None, None], target, stand_in))
     true = torch.einsum("bfax,bfxy->bfay", target.flatten(1, 2)[:, None] - origin[:, :, None], rotation)
     rotation, origin = frames_from_atoms(predicted)

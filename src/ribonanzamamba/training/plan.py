@@ -80,6 +80,8 @@ class Plan:
     coordinate_steps: int
     recomputes: bool = False
     """Whether activations are checkpointed."""
+    graphs: bool = False
+    """Whether the device gets each pass as a whole and not an operation at a time."""
     measured: Measured = MEASURED
 
     @property
@@ -94,7 +96,7 @@ class Plan:
         """Time of a pass on a GPU."""
         device = each.moved_bytes / self.measured.bytes_per_second + each.flops / self.measured.flops_per_second
         device *= self.measured.fused_time_factor if self.fuse else 1.0
-        return max(device, each.operations * self.measured.launch_seconds)
+        return device if self.graphs else max(device, each.operations * self.measured.launch_seconds)
 
     @property
     def seconds_per_step(self) -> float:
@@ -147,9 +149,13 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
     trained = sum(count for count, needs in counts if needs)
     total = sum(count for count, _ in counts)
     resident = resident_bytes(total, trained, config.training.optimizer)
-    if config.training.parallel == "shard":
+    training = config.training
+    if training.parallel == "shard":
         resident //= processes
-    return Plan(total, trained, resident, tuple(passes), config.training.fuse, data.coordinate_steps)
+    return Plan(
+        total, trained, resident, tuple(passes), training.fuse, data.coordinate_steps,
+        recomputes=training.checkpointing != "off", graphs=training.graphs,
+    )  # fmt: skip
 
 
 def resident_bytes(parameters: int, trained: int, optimizer: str) -> int:

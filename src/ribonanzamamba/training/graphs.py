@@ -1,0 +1,124 @@
+"""Forward and backward passes as CUDA graphs: recorded once for each shape of batch, then started by one call.
+
+A pass of the released network is some thousand kernels, most of them short: the host needs longer to start them one by
+one than the GPU to run them, whatever the batch. Played back, the same kernels follow each other without the host.
+
+The numbers are the same: the same kernels in the same order, with the random numbers of the seed that is set before the
+pass. What a graph cannot hold is refused by PyTorch while it is recorded: the forward pass may not read values from the
+device nor copy from ordinary host memory.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ribonanzamamba.data.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+MOST_GRAPHS = 64
+"""Graphs kept; batches of further shapes run without. Each holds some megabytes of the device for its kernels'
+arguments; the activations of all are in the same memory."""
+
+Forward = Callable[[Batch, Tensor], tuple[Tensor, Tensor | None]]
+"""Values, and the loss whose gradient is wanted (None: there is none), of a batch and its counts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A pass on the device, and where it reads and writes."""
+
+    replay: Callable[[], None]
+    """Runs it on the current stream."""
+    batch: Batch
+    counts: Tensor
+    values: Tensor
+    used: tuple[int, ...]
+    """Numbers of the parameters that get a gradient."""
+
+
+class PassGraphs:
+    """The recorded passes of one network over batches of the shapes that came so far.
+
+    The first batch of a shape runs as ever (kernels are compiled and loaded by it), the second is recorded, and all
+    from the second are played back. One process, one device, the network's parameters where they were: what moves them
+    (`.to`, sharding) has to come before.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.sums = [torch.zeros_like(parameter) for parameter in self.parameters]
+        """Where the graphs add the gradient of each parameter."""
+        self.recorded: dict[Hashable, Recorded] = {}
+        self.seen: set[Hashable] = set()
+        self.without: set[Hashable] = set()
+        """Shapes that are not recorded: nothing to minimise, or beyond MOST_GRAPHS."""
+        self.pool: tuple[int, int] | None = None
+
+    def add_gradients(self, tasks: tuple[str, ...], batch: Batch, counts: Tensor, forward: Forward) -> Tensor:
+        """The values of `forward`, the gradient of its loss added to that of the parameters. `forward` has to be the
+        same function for the same `tasks`, shapes and mode of the network."""
+        key = tasks, batch.shapes(), self.network.training
+        if key not in self.recorded and (key not in self.seen or key in self.without):
+            self.seen.add(key)
+            values, loss = forward(batch, counts)
+            if loss is None:
+                self.without.add(key)
+            else:
+                loss.backward()
+            return values
+        if key not in self.recorded:
+            if len(self.recorded) >= MOST_GRAPHS:
+                if not self.without:
+                    logger.warning("training.graphs: more than %d shapes; batches of others run without", MOST_GRAPHS)
+                self.without.add(key)
+                return self.add_gradients(tasks, batch, counts, forward)
+            self.recorded[key] = self.record(batch, counts, forward)
+        return self.play(self.recorded[key], batch, counts)
+
+    def record(self, batch: Batch, counts: Tensor, forward: Forward) -> Recorded:
+        """The graph of a pass over a batch of these shapes; nothing runs."""
+        own, own_counts = batch.clone(), counts.clone()
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # other threads may ask the device meanwhile: they make batches
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            values, used = self.pass_over(own, own_counts, forward)
+        return Recorded(graph.replay, own, own_counts, values, used)
+
+    def pass_over(self, batch: Batch, counts: Tensor, forward: Forward) -> tuple[Tensor, tuple[int, ...]]:
+        """A pass whose gradients are added to `sums`; its values, and which parameters have a gradient."""
+        values, loss = forward(batch, counts)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        used = tuple(k for k, gradient in enumerate(gradients) if gradient is not None)
+        torch._foreach_add_([self.sums[k] for k in used], [gradients[k] for k in used])
+        return values, used
+
+    def play(self, recorded: Recorded, batch: Batch, counts: Tensor) -> Tensor:
+        """The values of a recorded pass over this batch; its gradients are added."""
+        recorded.batch.copy_(batch)
+        recorded.counts.copy_(counts)
+        self.take_sums(recorded.used)
+        recorded.replay()
+        # the next of the same shape writes them again
+        return recorded.values.clone()
+
+    def take_sums(self, used: Iterable[int]) -> None:
+        """Make what the graphs add to the gradient of these parameters, with what it holds so far."""
+        fresh, sums, gradients = [], [], []
+        for k in used:
+            parameter, own = self.parameters[k], self.sums[k]
+            if parameter.grad is None:
+                fresh.append(own)
+            elif parameter.grad is not own:
+                sums.append(own)
+                gradients.append(parameter.grad)
+            parameter.grad = own
+        if fresh:
+            torch._foreach_zero_(fresh)
+        if sums:
+            torch._foreach_copy_(sums, gradients)

@@ -1,0 +1,134 @@
+"""One optimizer step: forward and backward passes over a batch of each pass, the gradients' sum over all processes, and
+the step, which a bad batch does not reach."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ribonanzamamba.data.batch import Batch, no_examples
+from ribonanzamamba.training.config import Config
+from ribonanzamamba.training.graphs import PassGraphs
+from ribonanzamamba.training.loss import READ, Counts, Losses, losses, with_zeros
+from ribonanzamamba.training.processes import ALONE, Processes
+from ribonanzamamba.training.sharding import replicated, whole
+from ribonanzamamba.training.validation import prior_of
+
+TERMS = ("reactivity", "reactivity_error", "structure", "coordinates")
+"""Of the loss."""
+LOGGED = (*TERMS, "gradient_norm", "skipped")
+"""What `train_step` returns; "skipped" is 1 where a loss or gradient was not finite and no weight was changed."""
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of everything random on the device in one step of one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def train_step(
+    network: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    batches: Mapping[tuple[str, ...], Batch | None],
+    config: Config,
+    processes: Processes = ALONE,
+    graphs: PassGraphs | None = None,
+) -> Tensor:
+    """One optimizer step over one batch of each pass; returns the values named by LOGGED, on the device.
+
+    Each of several processes gives its part of the batches (None: it has none) and gets the sum's gradient and values.
+    Where a loss or the gradient is not finite, no weight and no optimizer's state is changed. With `graphs`, passes are
+    recorded in them and played back.
+    """
+    network.train()
+    device = next(network.parameters()).device
+    nothing = torch.full((), float("nan"), device=device)
+    terms = torch.full((len(TERMS),), float("nan"), device=device)
+    bad = torch.zeros((), device=device)
+    for tasks, batch in batches.items():
+        counts = whole_counts(batch, processes)
+        for part in passes(batch, config, processes):
+            row, its_bad = add_gradients(network, tasks, part, config, counts, processes, graphs)
+            terms, bad = torch.where(terms.isnan(), row, terms + row.nan_to_num(0)), bad + its_bad
+    parameters = list(network.parameters())
+    processes.sum_gradients(parameters)
+    losses_sum, bad = sum_values(terms, bad, processes)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm)).to(device)
+    skipped = ((bad > 0) | ~norm.isfinite()).float()
+    for optimizer in optimizers:
+        optimizer.found_inf = replicated(skipped, parameters)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    row = torch.cat([losses_sum, norm.float()[None]])
+    return torch.cat([torch.where(skipped > 0, nothing, row), skipped[None]])
+
+
+def add_gradients(
+    network: nn.Module,
+    tasks: tuple[str, ...],
+    batch: Batch,
+    config: Config,
+    counts: Counts,
+    processes: Processes = ALONE,
+    graphs: PassGraphs | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward pass over a part of a batch, its gradients added to those of the parameters; returns the
+    TERMS, NaN where the batch has nothing of the kind, and 1 where they are not finite."""
+
+    def forward(batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor | None]:
+        terms = task_losses(network, tasks, batch, config, Counts.from_tensor(counts), processes)
+        values = [getattr(terms, name) for name in TERMS]
+        device = batch.tokens.device
+        nothing = torch.full((), float("nan"), device=device)
+        row = torch.stack([nothing if value is None else value.detach().float() for value in values])
+        total = terms.total(config.loss)
+        bad = torch.zeros((), device=device) if total is None else (~total.detach().isfinite()).float()
+        return torch.cat([row, bad[None]]), total if total is not None and total.requires_grad else None
+
+    if graphs is not None:
+        row = graphs.add_gradients(tasks, batch, counts.to_tensor(), forward)
+    else:
+        row, total = forward(batch, counts.to_tensor())
+        if total is not None:
+            processes.backward(total)
+    return row[:-1], row[-1]
+
+
+def whole_counts(batch: Batch | None, processes: Processes) -> Counts:
+    """The counts of a batch of which each process has a part, or none."""
+    device = processes.device if batch is None else batch.tokens.device
+    counts = torch.zeros(4, device=device) if batch is None else Counts.of(batch).to_tensor()
+    return Counts.from_tensor(processes.sum(counts))
+
+
+def passes(batch: Batch | None, config: Config, processes: Processes) -> Iterable[Batch]:
+    """The parts of a process's batch, one after the other on the device."""
+    if batch is not None:
+        return batch.parts(config.training.pass_examples)
+    # where weights are divided, the others wait for this process's part of them: a pass over nothing
+    return [no_examples(config.data.pad_multiple).to(processes.device)] if processes.shards else []
+
+
+def task_losses(
+    network: nn.Module, tasks: tuple[str, ...], batch: Batch, config: Config, counts: Counts, processes: Processes
+) -> Losses:
+    """Forward pass over a part of a batch; the terms are its part of the whole batch's, of which the counts are."""
+    device = batch.tokens.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
+        output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
+    terms = losses(output, batch, counts, config.loss.reactivity_by_trust)
+    if processes.shards:
+        # divided gradients are added up in the backward pass: every process needs those that any has
+        present = processes.largest([float(getattr(terms, name) is not None) for name in READ])
+        terms = with_zeros([name for name, has in zip(READ, present, strict=True) if has], terms, output)
+    return terms
+
+
+def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
+    """Sum over all processes of each value, NaN where none has it, and of the count of bad batches."""
+    if processes.count == 1:
+        return values, bad
+    present = ~values.isnan()
+    total = processes.sum(torch.cat([values.nan_to_num(0), present.float(), bad[None]]))
+    count = len(values)
+    return torch.where(total[count : 2 * count] > 0, total[:count], float("nan")), total[-1]
