@@ -3,10 +3,11 @@
     python benchmarks/battle_speed.py [--compile-limit 420]     # a GPU, bfloat16
     python benchmarks/battle_speed.py --cpu                     # one thread, float32
 
-A training step is that of the battle: forward and backward pass on reactivity, clipping, optimizer. Five contestants:
+A training step is that of the battle: forward and backward pass on reactivity, clipping, optimizer. Four contestants:
 RibonanzaNet as written ("written"), the same under torch.compile with fixed shapes ("compiled", only with a time limit
-above 0, seconds for all its shapes, compiling included), RibonanzaMamba ("ours"), the same with `fuse()` ("fused") and
-with that and its passes recorded as CUDA graphs, as the battle trains it ("graphs"). Each runs in a process of its own. A line without numbers says why: out of memory, or not finished in time.
+above 0, seconds for all its shapes, compiling included), RibonanzaMamba ("ours") and the same with its passes recorded
+as CUDA graphs, as the battle trains it ("graphs"). Each runs in a process of its own. A line without numbers says why:
+out of memory, or not finished in time.
 """
 
 import argparse
@@ -36,7 +37,7 @@ SHAPES = ((32, 128), (16, 177), (4, 512))
 COMPILED_SHAPES = SHAPES[:2]
 INFERENCE = (1, 2048)
 CPU_LENGTHS = (100, 400, 1000)
-CONTESTANTS = ("written", "compiled", "ours", "fused", "graphs")
+CONTESTANTS = ("written", "compiled", "ours", "graphs")
 WARM_UPS = 3
 
 
@@ -100,7 +101,7 @@ def gpu_rows(contestant: str, repeats: int) -> Iterator[dict]:
     network, config = build(contestant)
     network.cuda()
     optimizers = build_optimizers(network, config.training)
-    if contestant in ("compiled", "fused", "graphs"):
+    if contestant == "compiled":
         network.fuse()
     graphs = PassGraphs(network) if contestant == "graphs" else None
     for examples, length in COMPILED_SHAPES if contestant == "compiled" else SHAPES:
@@ -113,7 +114,7 @@ def gpu_rows(contestant: str, repeats: int) -> Iterator[dict]:
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         yield {"what": "training step", "contestant": contestant, "shape": f"{examples}x{length}"} | row
-    if contestant in ("compiled", "fused", "graphs"):
+    if contestant in ("compiled", "graphs"):
         return
     examples, length = INFERENCE
     batch = made_batch(examples, length, "cuda")

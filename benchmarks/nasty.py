@@ -1,7 +1,7 @@
 """Training steps over nasty batches, none of which may bring a NaN into the weights, and NaNs that are put into the
 outputs of modules, whose names have to be found.
 
-    python benchmarks/nasty.py [--steps 1000] [--fuse]
+    python benchmarks/nasty.py [--steps 1000]
 
 Two JSON lines, and exit code 1 where a line is not "ok". On a GPU in bfloat16; `--device cpu --tiny` tries the program
 without one.
@@ -81,19 +81,15 @@ def run_nasty(config: Config, steps: int, device: str, longest: int) -> dict:
     in turn: what was skipped, and whether weights, averaged weights and moments are finite."""
     torch.manual_seed(0)
     network = build_network(config).to(device)
-    if config.training.fuse:
-        network.fuse()
     average, optimizers = averaged(network, 0.999), build_optimizers(network, config.training)
     rng = np.random.default_rng(0)
-    # one nucleotide alone: fused, every length of 1 would be compiled anew, and training pads to 16
-    multiple = 16 if config.training.fuse else 1
     names: list[str] = []
     values: list[Tensor] = []
     waiting: list[tuple[str, Batch]] = []
     began = time.perf_counter()
     for step in range(steps):
         if not waiting:
-            waiting = list(nasty_batches(rng, longest, multiple).items())
+            waiting = list(nasty_batches(rng, longest, multiple=1).items())
         name, batch = waiting.pop()
         network.checkpoint_activations(CHECKPOINTING[step % len(CHECKPOINTING)])
         batches = {BOTH: batch.to(device)}
@@ -113,7 +109,6 @@ def run_nasty(config: Config, steps: int, device: str, longest: int) -> dict:
     norms = table[~skipped, LOGGED.index("gradient_norm")]
     return {
         "nasty_steps": steps,
-        "fuse": config.training.fuse,
         "kinds": {name: names.count(name) for name in dict.fromkeys(names)},
         "skipped": int(skipped.sum()),
         "skipped_wrongly": [n for n, bad in zip(names, skipped, strict=True) if bad and n != SKIPPED_KIND],
@@ -201,16 +196,15 @@ def stop_a_run(config: Config, place: str, device: str) -> str:
     return "the run was not stopped"
 
 
-def settings(model: ModelConfig, fuse: bool = False) -> Config:
+def settings(model: ModelConfig) -> Config:
     """A run of the default settings."""
-    return Config(model=model, training=TrainingConfig(fuse=fuse))
+    return Config(model=model, training=TrainingConfig())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--longest", type=int, default=120, help="nucleotides")
-    parser.add_argument("--fuse", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
@@ -218,7 +212,7 @@ def main() -> None:
     place = where(arguments.device)
     rows = [run_injected(settings(model), arguments.device, arguments.longest)]
     print(json.dumps(rows[-1] | place), flush=True)
-    rows.append(run_nasty(settings(model, arguments.fuse), arguments.steps, arguments.device, arguments.longest))
+    rows.append(run_nasty(settings(model), arguments.steps, arguments.device, arguments.longest))
     print(json.dumps(rows[-1] | place), flush=True)
     raise SystemExit(not all(row["ok"] for row in rows))
 

@@ -56,8 +56,6 @@ class Steps:
         self.config, self.processes, self.number = config, processes, 0
         torch.manual_seed(0)
         self.network: nn.Module = build_network(config).to(processes.device)
-        if config.training.fuse:
-            self.network.fuse()
         # the seed is the same, so are the weights
         self.average = averaged(self.network, config.training.average_decay)
         self.optimizers = build_optimizers(self.network, config.training)
@@ -140,13 +138,12 @@ def gradient_sum_ms(network: nn.Module, processes: Processes) -> float:
 
 def measure_speed(model: ModelConfig, tokens: int, counts: tuple[int, int], processes: Processes, tables) -> dict:
     """RNAs/s with one process and with all, so many padded nucleotides each; the numbers of the first process."""
-    settings = {"fuse": processes.device.type == "cuda", "workers": 4}
     alone: list[float] = []
     if processes.leads:
-        alone = speed(Steps(config_of(model, tokens, **settings), Processes(processes.device), tables), *counts)
+        alone = speed(Steps(config_of(model, tokens, workers=4), Processes(processes.device), tables), *counts)
     # the others wait in gloo, without a core and without the GPU
     processes.wait()
-    together = Steps(config_of(model, tokens * processes.count, **settings), processes, tables)
+    together = Steps(config_of(model, tokens * processes.count, workers=4), processes, tables)
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     all_speeds = speed(together, *counts)

@@ -34,30 +34,31 @@ WIDE = replace(RELEASED, width=384, pair_width=96, blocks=6)
 def memory_cases() -> Iterator[Case]:
     for shape in ((16, 177), (4, 512)):
         for mode in CHECKPOINTING:
-            yield Case(*shape, BOTH, mode, fuse=True)
+            yield Case(*shape, BOTH, mode)
 
 
 def speed_cases() -> Iterator[Case]:
-    for tasks, fuse in ((REACTIVITY, True), (BOTH, True), (REACTIVITY, False)):
+    for tasks, graphs in ((REACTIVITY, True), (BOTH, True), (REACTIVITY, False)):
         for shape in RIBONANZANET:
-            yield Case(*shape, tasks, "off", fuse)
+            yield Case(*shape, tasks, "off", graphs)
 
 
 def plan_cases() -> Iterator[Case]:
     """Beyond the released network at the shapes above."""
     for mode in CHECKPOINTING:
-        yield Case(128, 160, BOTH, mode, fuse=True)
-        yield Case(48, 96, BOTH, mode, fuse=False)
-        yield Case(24, 192, COORDINATES, mode, fuse=True)
-        yield Case(32, 160, BOTH, mode, fuse=True, model=NARROW)
-    yield Case(8, 256, BOTH, "off", fuse=False)
-    yield Case(8, 256, BOTH, "pair", fuse=False)
-    yield Case(64, 176, REACTIVITY, "off", fuse=False)
-    yield Case(24, 192, COORDINATES, "off", fuse=False)
-    yield Case(16, 240, BOTH, "off", fuse=True, model=DEEP)
-    yield Case(16, 240, BOTH, "all", fuse=True, model=DEEP)
-    yield Case(16, 176, BOTH, "off", fuse=True, model=WIDE)
-    yield Case(16, 176, BOTH, "pair", fuse=True, model=WIDE)
+        graphs = mode == "off"
+        yield Case(128, 160, BOTH, mode, graphs)
+        yield Case(48, 96, BOTH, mode)
+        yield Case(24, 192, COORDINATES, mode, graphs)
+        yield Case(32, 160, BOTH, mode, graphs, model=NARROW)
+    yield Case(8, 256, BOTH, "off", graphs=True)
+    yield Case(8, 256, BOTH, "pair")
+    yield Case(64, 176, REACTIVITY, "off", graphs=True)
+    yield Case(64, 176, REACTIVITY, "off")
+    yield Case(16, 240, BOTH, "off", graphs=True, model=DEEP)
+    yield Case(16, 240, BOTH, "all", model=DEEP)
+    yield Case(16, 176, BOTH, "off", graphs=True, model=WIDE)
+    yield Case(16, 176, BOTH, "pair", model=WIDE)
 
 
 PARTS = {"memory": memory_cases, "speed": speed_cases, "plan": plan_cases}
@@ -65,14 +66,14 @@ PARTS = {"memory": memory_cases, "speed": speed_cases, "plan": plan_cases}
 
 def speed_table(rows: list[dict]) -> str:
     lines = [
-        "| shape | tasks | fused | RNAs/s | memory, GiB | RibonanzaNet (design): RNAs/s | GiB |",
+        "| shape | tasks | graphs | RNAs/s | memory, GiB | RibonanzaNet (design): RNAs/s | GiB |",
         "|" + "---|" * 7,
     ]
     for row in rows:
         speed, memory = RIBONANZANET.get((row["examples"], row["length"]), ("", ""))
-        tasks, fused = " and ".join(row["tasks"]), "yes" if row["fuse"] else "no"
+        tasks, graphs = " and ".join(row["tasks"]), "yes" if row["graphs"] else "no"
         lines.append(
-            f"| {row['examples']} x {row['length']} | {tasks} | {fused} | "
+            f"| {row['examples']} x {row['length']} | {tasks} | {graphs} | "
             f"{row['rnas_per_second']:.0f} | {row['memory_gib']} | {speed} | {memory} |"
         )
     return "\n".join(lines)

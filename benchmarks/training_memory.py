@@ -1,7 +1,7 @@
 """Memory and time of a training step of the released network with activation checkpointing off, for the pair track, and
 for all.
 
-    python benchmarks/training_memory.py [--shapes 16x177,4x512] [--fuse] [--tasks reactivity,structure]
+    python benchmarks/training_memory.py [--shapes 16x177,4x512] [--graphs] [--tasks reactivity,structure]
 
 One JSON line a measurement, then a table. On a GPU in bfloat16; `--device cpu --tiny` tries the program without one (no
 memory is measured there). `training_plan.py` puts what `train --plan` expects beside the lines.
@@ -25,6 +25,7 @@ from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import CHECKPOINTING
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import Config, TrainingConfig
+from ribonanzamamba.training.graphs import PassGraphs
 from ribonanzamamba.training.optimizer import averaged, build_optimizers
 from ribonanzamamba.training.start import build_network
 from ribonanzamamba.training.step import train_step
@@ -47,13 +48,14 @@ class Case:
     length: int
     tasks: tuple[str, ...] = BOTH
     checkpointing: str = "off"
-    fuse: bool = False
+    graphs: bool = False
     model: ModelConfig = RELEASED
 
     @property
     def config(self) -> Config:
         return Config(
-            model=self.model, training=TrainingConfig(fuse=self.fuse, checkpointing=self.checkpointing, warmup_steps=1)
+            model=self.model,
+            training=TrainingConfig(graphs=self.graphs, checkpointing=self.checkpointing, warmup_steps=1),
         )
 
     @property
@@ -69,7 +71,7 @@ class Case:
     @classmethod
     def from_dict(cls, values: dict) -> "Case":
         """The inverse of `to_dict`; other keys are left out."""
-        own = {key: values[key] for key in ("examples", "length", "checkpointing", "fuse")}
+        own = {key: values[key] for key in ("examples", "length", "checkpointing", "graphs")}
         return cls(**own, tasks=tuple(values["tasks"]), model=replace(RELEASED, **values["model"]))
 
 
@@ -125,13 +127,12 @@ def measure(case: Case, device: str, repeats: int) -> dict:
     torch.manual_seed(0)
     network = build_network(config).to(device)
     network.checkpoint_activations(case.checkpointing)
-    if case.fuse:
-        network.fuse()
+    graphs = PassGraphs(network) if case.graphs and device == "cuda" else None
     average, optimizers = averaged(network, 0.999), build_optimizers(network, config.training)
     batch = made_batch(case).to(device)
 
     def step() -> None:
-        train_step(network, optimizers, {case.tasks: batch}, config)
+        train_step(network, optimizers, {case.tasks: batch}, config, graphs=graphs)
         average.update_parameters(network)
 
     began = time.perf_counter()
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(BOTH))
     parser.add_argument("--modes", default=",".join(CHECKPOINTING))
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--fuse", action="store_true")
+    parser.add_argument("--graphs", action="store_true", help="record the passes; without checkpointing only")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
@@ -191,7 +192,7 @@ def main() -> None:
     rows = []
     for shape in map(shape_of, arguments.shapes.split(",")):
         for mode in arguments.modes.split(","):
-            case = Case(*shape, tasks, mode, arguments.fuse, model)
+            case = Case(*shape, tasks, mode, arguments.graphs and mode == "off", model)
             rows.append(measure(case, arguments.device, arguments.repeats) | where(arguments.device))
             print(json.dumps(rows[-1]), flush=True)
     print(table(rows))

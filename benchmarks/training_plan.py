@@ -38,7 +38,9 @@ def traced_plan(case: Case) -> Plan:
     traced, parameters = trace_fake(case.config, case.checkpointing, case.tasks, case.examples, case.length)
     resident = resident_bytes(parameters, parameters, case.config.training.optimizer)
     # coordinates in every step
-    return Plan(parameters, parameters, resident, (traced,), case.fuse, 1, case.checkpointing != "off")
+    return Plan(
+        parameters, parameters, resident, (traced,), 1, recomputes=case.checkpointing != "off", graphs=case.graphs
+    )
 
 
 def expected(plan: Plan, measured: Measured) -> tuple[float, float]:
@@ -66,7 +68,7 @@ def fit(plans: list[Plan], values: list[tuple[float, float]]) -> Measured:
 
 def table(cases: list[tuple[Case, float, float]], plans: list[Plan], measured: Measured) -> str:
     lines = [
-        "| shape | network | tasks | checkpointing | fused | fitted | ms measured | planned | % | GiB measured | "
+        "| shape | network | tasks | checkpointing | graphs | fitted | ms measured | planned | % | GiB measured | "
         "planned | % |",
         "|" + "---|" * 12,
     ]
@@ -77,9 +79,9 @@ def table(cases: list[tuple[Case, float, float]], plans: list[Plan], measured: M
         for k, error in enumerate(errors):
             worst[is_fitted(case), k] = max(worst[is_fitted(case), k], abs(error))
         model = f"{case.model.width}/{case.model.pair_width}, {case.model.blocks} blocks"
-        fused, fitted = ("yes" if value else "no" for value in (case.fuse, is_fitted(case)))
+        graphs, fitted = ("yes" if value else "no" for value in (case.graphs, is_fitted(case)))
         lines.append(
-            f"| {case.shape} | {model} | {'+'.join(case.tasks)} | {case.checkpointing} | {fused} | {fitted} | "
+            f"| {case.shape} | {model} | {'+'.join(case.tasks)} | {case.checkpointing} | {graphs} | {fitted} | "
             f"{1000 * values[0]:.0f} | {1000 * planned[0]:.0f} | {errors[0]:+.0f} | "
             f"{values[1]:.2f} | {planned[1]:.2f} | {errors[1]:+.0f} |"
         )

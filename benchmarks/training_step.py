@@ -1,6 +1,6 @@
-"""Time and memory of one training step of the network, plain or with fused elementwise chains; its costliest kernels.
+"""Time and memory of one training step of the network; its costliest kernels.
 
-    python benchmarks/training_step.py [--shapes 64x176,32x128] [--fuse] [--profile]
+    python benchmarks/training_step.py [--shapes 64x176,32x128] [--profile]
 
 One JSON line a shape; needs a GPU.
 """
@@ -42,13 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", default="64x176,32x128")
     parser.add_argument("--tasks", default="reactivity")
-    parser.add_argument("--fuse", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     network = RibonanzaMamba(ModelConfig()).cuda().train()
-    if arguments.fuse:
-        network.fuse()
     tasks = arguments.tasks.split(",")
     for shape in arguments.shapes.split(","):
         batch, length = map(int, shape.split("x"))
@@ -62,8 +59,8 @@ def main() -> None:
         warm_up = time.perf_counter() - start
         median, spread = measure(partial(step, network, tokens, mask, tasks), arguments.repeats)
         row = {
-            "shape": shape, "tasks": arguments.tasks, "fuse": arguments.fuse,
-            "ms": round(median, 2), "spread_ms": round(spread, 2), "rnas_per_second": round(1000 * batch / median, 1),
+            "shape": shape, "tasks": arguments.tasks, "ms": round(median, 2), "spread_ms": round(spread, 2),
+            "rnas_per_second": round(1000 * batch / median, 1),
             "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
             "warm_up_s": round(warm_up, 1), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__,
         }  # fmt: skip

@@ -24,7 +24,7 @@ CALLS = {
     "Mamba2D": (lambda: layers.Mamba2D(8), [(2, 3, 4, 8)]),
     "MambaSelfAttention": (lambda: layers.MambaSelfAttention(8), None),
     "PairBiasedAttention": (lambda: layers.PairBiasedAttention(8, 4, heads=2), [(2, 5, 8), (2, 5, 5, 4), "mask"]),
-    "PairUpdate": (lambda: layers.PairUpdate(8, 4), [(2, 5, 8), (2, 5, 5, 4), "pair_mask"]),
+    "PairUpdate": (lambda: layers.PairUpdate(8, 4), [(2, 5, 8), (2, 5, 5, 4), "mask"]),
     "RMSNorm": (lambda: layers.RMSNorm(8), [(2, 8)]),
     "SeparableConvolution": (lambda: layers.SeparableConvolution(8), [(2, 5, 8), "mask"]),
     "SpatioTemporalBlock": (lambda: layers.SpatioTemporalBlock(8, temporal="fusionmamba"), [(2, 12, 5, 8)] * 2),
@@ -32,7 +32,7 @@ CALLS = {
     "Upsample2D": (lambda: layers.Upsample2D(8), None),
 }
 """How each of our modules is built and called."""
-MASKS = {"mask": torch.ones(2, 5, dtype=torch.bool), "pair_mask": torch.ones(2, 5, 5, 1, dtype=torch.bool)}
+MASKS = {"mask": torch.ones(2, 5, dtype=torch.bool)}
 
 
 def test_no_layer_is_forgotten():

@@ -5,7 +5,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ribonanzamamba.layers.norm import RMSNorm
+from ribonanzamamba.layers.norm import EPS, RMSNorm
+from ribonanzamamba.ops import norm_and_heads
 
 MASKED_LOGIT = -1e9
 """Finite, so that a row without any real position stays finite; exp of it is exactly 0 beside any real logit."""
@@ -34,8 +35,7 @@ class PairBiasedAttention(nn.Module):
     ) -> Float[Tensor, "batch length width"]:
         q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b h l d", three=3, h=self.heads)
         q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
-        bias = rearrange(self.bias(self.pair_norm(pair)), "b i j h -> b h i j")
-        # contiguous: the fused attention kernels want the last axis dense
-        bias = bias.masked_fill(~mask[:, None, None, :], MASKED_LOGIT).to(v.dtype).contiguous()
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        # dense, as the fused attention kernels want it
+        bias = norm_and_heads(pair, self.pair_norm.weight, self.bias.weight, mask, EPS, MASKED_LOGIT)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(v.dtype))
         return self.out(rearrange(y, "b h l d -> b l (h d)"))

@@ -1,26 +1,11 @@
 """The pair track: features of every pair of positions, updated from the sequence track and from neighbouring pairs."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ribonanzamamba.layers.norm import EPS, RMSNorm, compiled, rms_norm
-
-
-def outer_and_norm(
-    pair: Tensor, left: Tensor, right: Tensor, row: Tensor, column: Tensor, gain: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """pair + left_i * right_j + row_i + column_j, and its masked RMS norm, both in the dtype of `pair`."""
-    left, right, row, column = (projection.to(pair.dtype) for projection in (left, right, row, column))
-    pair = torch.addcmul(pair, left[:, :, None], right[:, None, :]) + row[:, :, None] + column[:, None, :]
-    return pair, rms_norm(pair, gain, EPS).masked_fill(~mask, 0)
-
-
-def gated(h: Tensor) -> Tensor:
-    """First half of the channels times silu of the second."""
-    value, gate = h.chunk(2, dim=-1)
-    return value * F.silu(gate)
+from ribonanzamamba.layers.norm import EPS, RMSNorm
+from ribonanzamamba.ops import gated_convolution, outer_and_norm
 
 
 class PairUpdate(nn.Module):
@@ -38,20 +23,15 @@ class PairUpdate(nn.Module):
         self.pair_gain = nn.Parameter(torch.ones(pair_width))
         self.convolution = nn.Conv2d(pair_width, 2 * pair_width, 3, padding=dilation, dilation=dilation)
         self.out = nn.Linear(pair_width, pair_width)
-        self.outer_and_norm, self.gated = outer_and_norm, gated
-
-    def fuse(self) -> None:
-        """Compile the elementwise chains: on a GPU they cost more than the convolution."""
-        self.outer_and_norm, self.gated = compiled(outer_and_norm), compiled(gated)
 
     def forward(
         self,
         x: Float[Tensor, "batch length width"],
         pair: Float[Tensor, "batch length length pair_width"],
-        pair_mask: Bool[Tensor, "batch length length 1"],
+        mask: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch length length pair_width"]:
-        left, right, row, column = self.project(self.norm(x)).chunk(4, dim=-1)
-        pair, h = self.outer_and_norm(pair, left, right, row, column, self.pair_gain, pair_mask)
-        # channels last in memory throughout: both permutes are views
-        h = self.convolution(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return pair + self.out(self.gated(h))
+        pair, h = outer_and_norm(pair, self.project(self.norm(x)), self.pair_gain, mask, EPS)
+        conv, out = self.convolution, self.out
+        return gated_convolution(
+            pair, h, conv.weight, conv.bias, out.weight, out.bias, dilation=conv.dilation[0]
+        )  # fmt: skip

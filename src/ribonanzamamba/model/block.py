@@ -39,7 +39,6 @@ class Block(nn.Module):
         x: Float[Tensor, "batch length width"],
         pair: Float[Tensor, "batch length length pair_width"],
         mask: Bool[Tensor, "batch length"],
-        pair_mask: Bool[Tensor, "batch length length 1"],
         lengths: Int[Tensor, " batch"],
         pair_is_read: bool = True,
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
@@ -49,7 +48,7 @@ class Block(nn.Module):
         x = x + self.dropout(self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))))
         if self.pair_update is None or not pair_is_read:
             return x, pair
-        return x, recomputed(self.pair_update, x, pair, pair_mask, wanted=self.checkpoint_pair)
+        return x, recomputed(self.pair_update, x, pair, mask, wanted=self.checkpoint_pair)
 
     def mix(
         self,

@@ -154,13 +154,7 @@ class RibonanzaMamba(nn.Module):
             block.checkpoint_pair = mode == "pair"
 
     def fuse(self) -> None:
-        """Compile the elementwise chains of the pair track (seconds, once for all
-        shapes); worth it on a GPU, for training."""
-        for block in self.blocks:
-            if block.pair_update is not None:
-                block.pair_update.fuse()
-            if block.attention is not None:
-                block.attention.pair_norm.fuse()
+        """Nothing: on a GPU the elementwise chains are kernels of `ops`, without being compiled first."""
 
     def forward(
         self,
@@ -181,7 +175,6 @@ class RibonanzaMamba(nn.Module):
         if prior is not None and self.prior is None:
             raise ValueError("the network was made without pair_prior: expected no prior")
         lengths = mask.sum(1)
-        pair_mask = (mask[:, :, None] & mask[:, None, :])[..., None]
         x = self.nucleotide(tokens)
         pair = self.nucleotide_pair(tokens[:, :, None] * TOKENS + tokens[:, None, :])
         pair = pair + self.offset(offset_bins(tokens.shape[1], tokens.device))
@@ -199,7 +192,7 @@ class RibonanzaMamba(nn.Module):
         for k, block in enumerate(self.blocks):
             # the last update of the pair track is for the heads that read pairs
             read = k + 1 < len(self.blocks) or any(task != "reactivity" for task in tasks)
-            x, pair = recomputed(block, x, pair, mask, pair_mask, lengths, read, wanted=self.checkpointing == "all")
+            x, pair = recomputed(block, x, pair, mask, lengths, read, wanted=self.checkpointing == "all")
         return self.read(x, pair, mask, tasks)
 
     def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:

@@ -3,6 +3,7 @@
 from ribonanzamamba.ops.causal_conv import causal_conv1d
 from ribonanzamamba.ops.depthwise_conv import depthwise_conv1d
 from ribonanzamamba.ops.explain import explain
+from ribonanzamamba.ops.pair import gated_convolution, norm_and_heads, outer_and_norm
 from ribonanzamamba.ops.selective_scan import bidirectional_selective_scan, selective_scan
 from ribonanzamamba.ops.ssd import bidirectional_ssd, ssd
 from ribonanzamamba.ops.state_update import selective_state_update
@@ -13,6 +14,9 @@ __all__ = [
     "causal_conv1d",
     "depthwise_conv1d",
     "explain",
+    "gated_convolution",
+    "norm_and_heads",
+    "outer_and_norm",
     "selective_scan",
     "selective_state_update",
     "ssd",

@@ -34,7 +34,10 @@ UNBOUNDED_STEPS = 10_000_000
 """Of a run that ends by time."""
 VALIDATIONS_PER_EPOCH = 2
 """Where the config does not say `training.valid_steps`."""
-OF_THE_MACHINE = {"data": ("store", "reactivity"), "training": ("device", "workers", "save_steps", "save_minutes")}
+OF_THE_MACHINE = {
+    "data": ("store", "reactivity"),
+    "training": ("device", "workers", "save_steps", "save_minutes", "graphs"),
+}
 """Settings that may differ between two sittings of a run: they change nothing in what it computes."""
 
 

@@ -125,7 +125,7 @@ class TrainingConfig:
     bfloat16: bool = True
     """Autocast to bfloat16 on a GPU."""
     fuse: bool = False
-    """torch.compile the elementwise chains of the pair track; of RibonanzaNet, whole layers."""
+    """torch.compile whole layers of RibonanzaNet. RibonanzaMamba has kernels of its own on a GPU and needs none."""
     graphs: bool = False
     """On a GPU, record the passes over each shape of batch as a CUDA graph and play them back: for few shapes, such as
     those of `data.batch_examples`, and for batches that are over before the host has started their kernels. Not with

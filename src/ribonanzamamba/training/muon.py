@@ -30,7 +30,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        # a product and a sum in one kernel: a step has hundreds of these, and the host starts each
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if wide else x
 
 
@@ -57,6 +59,7 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         skip = local(self.found_inf)
+        bad = None if skip is None else skip > 0
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -72,9 +75,9 @@ class Muon(Optimizer):
                 decay, rate = 1 - group["lr"] * group["weight_decay"], -group["lr"] * 0.2 * max(shape) ** 0.5
                 if skip is not None:
                     # m + w (m - m) is m, whatever the gradient was; then p * 1 + 0 * update
-                    pairs = zip(gradients, momenta, strict=True)
-                    gradients = [torch.where(skip > 0, momentum, gradient) for gradient, momentum in pairs]
-                    decay, rate = torch.where(skip > 0, 1.0, decay), torch.where(skip > 0, 0.0, rate)
+                    kept = torch.where(bad, torch.stack(momenta), torch.stack(gradients))
+                    gradients = list(kept.unbind())
+                    decay, rate = torch.where(bad, 1.0, decay), torch.where(bad, 0.0, rate)
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 looking_ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
                 # in bfloat16, as `orthogonalize` takes them anyway

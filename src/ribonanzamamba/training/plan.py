@@ -31,16 +31,12 @@ class Measured:
 
     memory_factor: float = 0.83
     """Peak of the allocator over the traced peak: a GPU's kernels of attention and norms keep fewer tensors."""
-    fused_memory_factor: float = 0.69
-    """The same with `training.fuse`."""
     recomputed_factor: float = 1.07
     """The same, a further factor, where activations are thrown away and computed again (`training.checkpointing`)."""
     memory_extra_gib: float = 0.015
     """Independent of the batch: libraries' buffers, GiB."""
     bytes_per_second: float = 3.0e12
     """Of the traced bytes."""
-    fused_time_factor: float = 0.54
-    """Time with `training.fuse` over time without."""
     flops_per_second: float = 1.1e14
     """Of the traced multiplications, bfloat16."""
     launch_seconds: float = 2.5e-5
@@ -76,7 +72,6 @@ class Plan:
     resident_bytes: int
     """Weights, gradients, optimizer and averaged weights."""
     passes: tuple[Pass, ...]
-    fuse: bool
     coordinate_steps: int
     recomputes: bool = False
     """Whether activations are checkpointed."""
@@ -88,14 +83,12 @@ class Plan:
     def memory_gib(self) -> float:
         """Peak on a GPU, as `torch.cuda.max_memory_allocated` counts."""
         largest = max(each.peak_bytes for each in self.passes)
-        factor = self.measured.fused_memory_factor if self.fuse else self.measured.memory_factor
-        factor *= self.measured.recomputed_factor if self.recomputes else 1.0
+        factor = self.measured.memory_factor * (self.measured.recomputed_factor if self.recomputes else 1.0)
         return (self.resident_bytes + factor * largest) / GIB + self.measured.memory_extra_gib
 
     def seconds(self, each: Pass) -> float:
         """Time of a pass on a GPU."""
         device = each.moved_bytes / self.measured.bytes_per_second + each.flops / self.measured.flops_per_second
-        device *= self.measured.fused_time_factor if self.fuse else 1.0
         return device if self.graphs else max(device, each.operations * self.measured.launch_seconds)
 
     @property
@@ -153,7 +146,7 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
     if training.parallel == "shard":
         resident //= processes
     return Plan(
-        total, trained, resident, tuple(passes), training.fuse, data.coordinate_steps,
+        total, trained, resident, tuple(passes), data.coordinate_steps,
         recomputes=training.checkpointing != "off", graphs=training.graphs,
     )  # fmt: skip
 

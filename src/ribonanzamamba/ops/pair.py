@@ -1,0 +1,137 @@
+"""Updates of a map of pairs (b, l, l, c), the largest tensor of a network that has one: each reads and writes it once
+on a GPU. The contract, and the only place that chooses an implementation.
+
+Plain PyTorch writes every step of a chain to memory and reads it again; on a GPU that, not arithmetic, is what a pair
+track costs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ribonanzamamba.ops.backend import choose
+from ribonanzamamba.ops.norm import rms_norm
+
+BACKENDS = ("auto", "triton", "plain")
+WIDEST = 128
+"""Channels of a map that the kernels take: a program holds a matrix of their square."""
+
+
+def chosen(backend: str, pair: Tensor) -> str:
+    """The implementation for a map."""
+    if backend == "auto" and pair.shape[-1] > WIDEST:
+        return "plain"
+    name = choose(backend, "plain", BACKENDS, pair.device, pair.dtype, 1).backend
+    if name == "triton" and pair.shape[-1] > WIDEST:
+        raise ValueError(f"backend 'triton' cannot run: maps of at most {WIDEST} channels, not {pair.shape[-1]}")
+    return name if pair.numel() else "plain"
+
+
+def outer_and_norm(
+    pair: Tensor, projected: Tensor, gain: Tensor, present: Tensor, eps: float, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """pair + left_i right_j + row_i + column_j, and its RMS norm, 0 where i or j is not there.
+
+    Args:
+        pair: (b, l, l, c). projected: (b, l, 4 c): left, right, row and column of every position.
+        gain: (c,) of the norm. present: (b, l) bool.
+        backend: "auto" (Triton kernels for tensors on a GPU, "plain" elsewhere), "triton" or "plain".
+
+    Returns:
+        Two (b, l, l, c) in the dtype of `pair`.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown backend, or one that cannot run.
+    """
+    b, l, _, c = pair.shape
+    if pair.shape[2] != l or projected.shape != (b, l, 4 * c) or gain.shape != (c,) or present.shape != (b, l):
+        raise ValueError(
+            "expected pair (b, l, l, c), projected (b, l, 4 c), gain (c,) and present (b, l), got "
+            f"{tuple(pair.shape)}, {tuple(projected.shape)}, {tuple(gain.shape)} and {tuple(present.shape)}"
+        )
+    if chosen(backend, pair) == "triton":
+        from ribonanzamamba.ops.pair_triton import outer_and_norm_triton
+
+        return outer_and_norm_triton(pair, projected, gain, present, eps)
+    left, right, row, column = projected.to(pair.dtype).chunk(4, dim=-1)
+    pair = torch.addcmul(pair, left[:, :, None], right[:, None, :]) + row[:, :, None] + column[:, None, :]
+    mask = present[:, :, None] & present[:, None, :]
+    return pair, rms_norm(pair, gain, eps, backend="plain").masked_fill(~mask[..., None], 0)
+
+
+def gated_convolution(
+    pair: Tensor,
+    normed: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    dilation: int = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """pair + weight (value silu(gate)) + bias, value and gate being the halves of a convolution of `normed` over both
+    positions, as long as the map.
+
+    Args:
+        pair, normed: (b, l, l, c). conv_weight: (2 c, c, k, k), k odd. conv_bias: (2 c,). weight: (c, c). bias: (c,).
+        dilation: distance of the convolution's taps. backend: as of `outer_and_norm`.
+
+    Returns:
+        (b, l, l, c) in the dtype of `pair`.
+
+    Raises:
+        ValueError: as of `outer_and_norm`.
+    """
+    c, taps = pair.shape[-1], conv_weight.shape[-1]
+    got = [tuple(tensor.shape) for tensor in (normed, conv_weight, conv_bias, weight, bias)]
+    if got != [tuple(pair.shape), (2 * c, c, taps, taps), (2 * c,), (c, c), (c,)] or taps % 2 == 0:
+        raise ValueError(
+            "expected normed (b, l, l, c), conv_weight (2 c, c, k, k) with k odd, its bias (2 c,), weight (c, c) and "
+            f"bias (c,), got {', '.join(map(str, got))} for pair {tuple(pair.shape)}"
+        )
+    kernels = chosen(backend, pair) == "triton"
+    # channels last in memory throughout: both permutes are views. The kernel adds the bias: a GPU's convolution would
+    # read and write the whole map once more for it, and once more for its gradient
+    hidden = F.conv2d(
+        normed.permute(0, 3, 1, 2),
+        conv_weight,
+        None if kernels else conv_bias,
+        padding=dilation * (taps // 2),
+        dilation=dilation,
+    ).permute(0, 2, 3, 1)
+    if kernels:
+        from ribonanzamamba.ops.pair_triton import gated_residual_triton
+
+        return gated_residual_triton(pair, hidden, conv_bias, weight, bias)
+    value, gate = hidden.chunk(2, dim=-1)
+    return pair + F.linear(value * F.silu(gate), weight, bias)
+
+
+def norm_and_heads(
+    pair: Tensor, gain: Tensor, weight: Tensor, present: Tensor, eps: float, fill: float, *, backend: str = "auto"
+) -> Tensor:
+    """The RMS norm of every pair, projected to a value for every head; `fill` where j is not there.
+
+    Args:
+        pair: (b, l, l, c). gain: (c,) of the norm. weight: (h, c). present: (b, l) bool.
+        backend: as of `outer_and_norm`.
+
+    Returns:
+        (b, h, l, l), dense, in the dtype of `pair` (of the projection, where autocast has another).
+
+    Raises:
+        ValueError: as of `outer_and_norm`.
+    """
+    b, l, _, c = pair.shape
+    if pair.shape[2] != l or gain.shape != (c,) or weight.shape[1:] != (c,) or present.shape != (b, l):
+        raise ValueError(
+            "expected pair (b, l, l, c), gain (c,), weight (h, c) and present (b, l), got "
+            f"{tuple(pair.shape)}, {tuple(gain.shape)}, {tuple(weight.shape)} and {tuple(present.shape)}"
+        )
+    if chosen(backend, pair) == "triton":
+        from ribonanzamamba.ops.pair_triton import norm_and_heads_triton
+
+        return norm_and_heads_triton(pair, gain, weight, present, eps, fill)
+    heads = F.linear(rms_norm(pair, gain, eps, backend="plain"), weight).permute(0, 3, 1, 2)
+    return heads.masked_fill(~present[:, None, None, :], fill).contiguous()
