@@ -67,7 +67,7 @@ def outputs_and_gradients(operator: str, tensors: dict[str, torch.Tensor], **opt
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     outputs = run(operator, leaves, **options)
     loss = sum(
-        (k + 1) * (y.masked_fill(y < FILL / 2, 0) * torch.linspace(-0.5, 1, y.numel()).to(y).view_as(y)).sum()
+        (k + 1) * (y.masked_fill(y < FILL / 2, 0) * torch.linspace(-0.5, 1, y.numel()).bfloat16().to(y).view_as(y)).sum()
         for k, y in enumerate(outputs)
     )
     loss.backward()

@@ -3,6 +3,7 @@
 from ribonanzamamba.ops.causal_conv import causal_conv1d
 from ribonanzamamba.ops.depthwise_conv import depthwise_conv1d
 from ribonanzamamba.ops.explain import explain
+from ribonanzamamba.ops.norm import rms_norm
 from ribonanzamamba.ops.pair import gated_convolution, norm_and_heads, outer_and_norm
 from ribonanzamamba.ops.selective_scan import bidirectional_selective_scan, selective_scan
 from ribonanzamamba.ops.ssd import bidirectional_ssd, ssd
@@ -17,6 +18,7 @@ __all__ = [
     "gated_convolution",
     "norm_and_heads",
     "outer_and_norm",
+    "rms_norm",
     "selective_scan",
     "selective_state_update",
     "ssd",
