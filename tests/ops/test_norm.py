@@ -48,9 +48,10 @@ def test_equals_the_formula(shape):
     assert_near(got, value_and_gradients(formula, x, gain), 1e-12)
 
 
+# the interpreter cuts bfloat16 off where a GPU rounds it: up to 2^-7
 @needs_kernels
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-3)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)], ids=str)
 def test_the_kernels_compute_the_same(shape, dtype, tolerance):
     x, gain = normal(*shape).to(DEVICE, dtype), normal(shape[-1]).float().to(DEVICE)
     got = value_and_gradients(lambda x, gain: rms_norm(x, gain, EPS, backend="triton"), x, gain)
