@@ -34,7 +34,7 @@ WIDE = replace(RELEASED, width=384, pair_width=96, blocks=6)
 def memory_cases() -> Iterator[Case]:
     for shape in ((16, 177), (4, 512)):
         for mode in CHECKPOINTING:
-            yield Case(*shape, BOTH, mode)
+            yield Case(*shape, BOTH, mode, graphs=True)
 
 
 def speed_cases() -> Iterator[Case]:
@@ -46,19 +46,18 @@ def speed_cases() -> Iterator[Case]:
 def plan_cases() -> Iterator[Case]:
     """Beyond the released network at the shapes above."""
     for mode in CHECKPOINTING:
-        graphs = mode == "off"
-        yield Case(128, 160, BOTH, mode, graphs)
+        yield Case(128, 160, BOTH, mode, graphs=True)
         yield Case(48, 96, BOTH, mode)
-        yield Case(24, 192, COORDINATES, mode, graphs)
-        yield Case(32, 160, BOTH, mode, graphs, model=NARROW)
+        yield Case(24, 192, COORDINATES, mode, graphs=True)
+        yield Case(32, 160, BOTH, mode, graphs=True, model=NARROW)
     yield Case(8, 256, BOTH, "off", graphs=True)
     yield Case(8, 256, BOTH, "pair")
     yield Case(64, 176, REACTIVITY, "off", graphs=True)
     yield Case(64, 176, REACTIVITY, "off")
     yield Case(16, 240, BOTH, "off", graphs=True, model=DEEP)
-    yield Case(16, 240, BOTH, "all", model=DEEP)
+    yield Case(16, 240, BOTH, "all", graphs=True, model=DEEP)
     yield Case(16, 176, BOTH, "off", graphs=True, model=WIDE)
-    yield Case(16, 176, BOTH, "pair", model=WIDE)
+    yield Case(16, 176, BOTH, "pair", graphs=True, model=WIDE)
 
 
 PARTS = {"memory": memory_cases, "speed": speed_cases, "plan": plan_cases}

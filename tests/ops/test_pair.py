@@ -22,6 +22,12 @@ needs_kernels = pytest.mark.skipif(
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 
 
+@pytest.fixture(autouse=True)
+def whole_float32(monkeypatch):
+    """cuDNN's convolution would take float32 for TF32, three digits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def inputs(operator: str, examples: int, length: int, channels: int) -> dict[str, torch.Tensor]:
     """The tensors with a gradient."""
     g = torch.Generator().manual_seed(length + channels)
@@ -67,7 +73,8 @@ def outputs_and_gradients(operator: str, tensors: dict[str, torch.Tensor], **opt
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     outputs = run(operator, leaves, **options)
     loss = sum(
-        (k + 1) * (y.masked_fill(y < FILL / 2, 0) * torch.linspace(-0.5, 1, y.numel()).bfloat16().to(y).view_as(y)).sum()
+        (k + 1)
+        * (y.masked_fill(y < FILL / 2, 0) * torch.linspace(-0.5, 1, y.numel()).bfloat16().to(y).view_as(y)).sum()
         for k, y in enumerate(outputs)
     )
     loss.backward()

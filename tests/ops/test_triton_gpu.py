@@ -1,4 +1,4 @@
-"""The Triton kernels of both recurrences on a GPU: against the float64 definition, repeatable, blind to padding.
+"""The Triton kernels of the recurrences and the norm on a GPU: against the definition, repeatable, blind to padding.
 
     python -m pytest tests/ops/test_triton_gpu.py -rs          # with pytest-xdist: -n 8
 
@@ -498,3 +498,118 @@ def test_autocast_leaves_steps_and_decays_alone(operator):
     with torch.autocast("cuda", torch.bfloat16):
         got = getattr(ops, operator)(**tensors, dt_softplus=True, backend=KERNELS)
     assert (got.float() - expected).norm() / expected.norm() < 1e-2
+
+
+NORM_LAYOUTS = {
+    "dense": lambda x: x,
+    "q": lambda x: torch.stack([x, x + 1, x + 2], 2)[:, :, 0],
+    "k": lambda x: torch.stack([x - 1, x, x + 2], 2)[:, :, 1],
+    "copied": lambda x: x.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3),
+}
+"""Of (batch, length, heads, width): q and k as attention projects them."""
+EPS = 1e-5
+
+
+def norm_inputs(*shape: int, dtype=torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """x, a gain that stays float32 at least, and the gradient of the result; bfloat16 can represent all numbers."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    x, dy = (torch.randn(shape, generator=generator, device=DEVICE).bfloat16().to(dtype) for _ in range(2))
+    gain = torch.randn(shape[-1], generator=generator, device=DEVICE).bfloat16()
+    return x, gain.to(torch.promote_types(dtype, torch.float32)), dy
+
+
+def norm_and_gradients(x: Tensor, gain: Tensor, dy: Tensor, *, form=ops.rms_norm, **options) -> dict[str, Tensor]:
+    x, gain = x.detach().requires_grad_(), gain.detach().requires_grad_()
+    y = form(x, gain, EPS, **options)
+    return dict(zip(("y", "x", "gain"), (y.detach(), *torch.autograd.grad(y, (x, gain), dy)), strict=True))
+
+
+@pytest.mark.parametrize("layout", NORM_LAYOUTS)
+@pytest.mark.parametrize("width", [3, 16, 24, 32, 64, 100, 256, 1000, 5000])
+def test_error_of_the_norm(width, layout):
+    shape = (3, 100, 4, width)
+    exact = norm_and_gradients(*norm_inputs(*shape), backend="plain")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x, gain, dy = norm_inputs(*shape, dtype=dtype)
+        x = NORM_LAYOUTS[layout](x)
+        errors = relative_errors(norm_and_gradients(x, gain, dy, backend=KERNELS), exact)
+        if dtype == torch.float32:
+            assert_close(errors)
+        else:
+            plain = relative_errors(norm_and_gradients(x, gain, dy, backend="plain"), exact)
+            assert_as_good_as(errors, plain, dtype)
+
+
+@pytest.mark.parametrize("width", [1, 32, 256])
+def test_norm_of_more_rows_than_programs(width):
+    x, gain, dy = norm_inputs(2_000_003 * 32 // max(width, 32), width, dtype=torch.float32)
+    exact = norm_and_gradients(x.double(), gain.double(), dy.double(), backend="plain")
+    got = norm_and_gradients(x, gain, dy, backend=KERNELS)
+    if width == 1:
+        # all of the gradient of x cancels but for eps
+        del exact["x"]
+    assert_close(relative_errors(got, exact))
+
+
+def test_norm_beyond_32_bits():
+    """Offsets of more than 2^31 numbers: the last rows against them alone."""
+    x = torch.zeros(2**25 + 3, 64, device=DEVICE, dtype=torch.bfloat16)
+    x[-5:] = torch.arange(1, 65, device=DEVICE)
+    gain = torch.ones(64, device=DEVICE)
+    expected = ops.rms_norm(x[-5:].clone(), gain, EPS, backend="plain")
+    torch.testing.assert_close(ops.rms_norm(x, gain, EPS, backend=KERNELS)[-5:], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(7, 24), (200_000, 32), (4, 500, 256)], ids=str)
+def test_norm_twice_gives_the_same_bits(shape, dtype):
+    first, second = (norm_and_gradients(*norm_inputs(*shape, dtype=dtype), backend=KERNELS) for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("layout", NORM_LAYOUTS)
+def test_norm_compiles_as_one_graph(layout):
+    x, gain, dy = norm_inputs(2, 50, 4, 32, dtype=torch.bfloat16)
+    x = NORM_LAYOUTS[layout](x)
+    expected = norm_and_gradients(x, gain, dy, backend=KERNELS)
+    got = norm_and_gradients(x, gain, dy, form=torch.compile(ops.rms_norm, fullgraph=True), backend=KERNELS)
+    for name in expected:
+        assert torch.equal(got[name], expected[name]), name
+
+
+@pytest.mark.parametrize("layout", NORM_LAYOUTS)
+def test_operators_of_the_norm_for_compilers(layout):
+    from ribonanzamamba.ops import norm_triton
+
+    x, gain, dy = norm_inputs(2, 50, 4, 32, dtype=torch.float32)
+    x = NORM_LAYOUTS[layout](x)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(norm_triton.normalise_operator, (x, gain, EPS), test_utils=tests)
+    torch.library.opcheck(norm_triton.gradients_operator, (dy, x, gain, EPS), test_utils=tests)
+
+
+def test_norm_in_a_recorded_graph():
+    """Nothing waits for the host: forward and backward can be recorded and replayed on new numbers."""
+    x, gain, dy = norm_inputs(4, 50, 4, 32, dtype=torch.bfloat16)
+    source, slot = NORM_LAYOUTS["k"](x), NORM_LAYOUTS["k"](torch.zeros_like(x))
+    expected = norm_and_gradients(source, gain, dy, backend=KERNELS)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        norm_and_gradients(slot, gain, dy, backend=KERNELS)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = norm_and_gradients(slot, gain, dy, backend=KERNELS)
+    slot.copy_(source)
+    graph.replay()
+    for name in expected:
+        assert torch.equal(got[name], expected[name]), name
+
+
+def test_norm_under_autocast_keeps_the_dtype():
+    for dtype in (torch.float32, torch.bfloat16):
+        x, gain, _ = norm_inputs(5, 64, dtype=dtype)
+        with torch.autocast("cuda", torch.bfloat16):
+            assert ops.rms_norm(x, gain, EPS).dtype == dtype

@@ -1,19 +1,20 @@
 """Recorded passes. A CPU has no graphs: here a stand-in runs the pass where a graph would be played back; that nothing
 in a pass is beyond a graph is tested by what it asks PyTorch for. The last test records for real, on a GPU."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.model.config import ModelConfig
-from ribonanzamamba.model.network import RibonanzaMamba
-from ribonanzamamba.training import graphs
+from ribonanzamamba.model.network import CHECKPOINTING, RibonanzaMamba
+from ribonanzamamba.training import graphs, loop
 from ribonanzamamba.training.config import Config, TrainingConfig
 from ribonanzamamba.training.graphs import PassGraphs, Recorded
-from ribonanzamamba.training.loop import train
 from ribonanzamamba.training.optimizer import build_optimizers
-from ribonanzamamba.training.processes import ALONE
+from ribonanzamamba.training.processes import ALONE, Processes
 from ribonanzamamba.training.step import add_gradients, train_step, whole_counts
 
 BOTH = ("reactivity", "structure")
@@ -105,11 +106,13 @@ def step_values(network, batches, graphs=None, config=None) -> list[torch.Tensor
 
 @pytest.mark.parametrize("tasks", [BOTH, SHAPE])
 @pytest.mark.parametrize("prior", [False, True])
-def test_nothing_in_a_pass_waits_for_the_device(tasks, prior):
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_nothing_in_a_pass_waits_for_the_device(tasks, prior, checkpointing):
     batch = made_batch(4, 24, seed=0, tasks=tasks, prior=prior)
     config = Config()
     counts = whole_counts(batch, ALONE)
     network = made_network().train()
+    network.checkpoint_activations(checkpointing)
     with Asked() as asked:
         add_gradients(network, tasks, batch, config, counts)
     assert asked.names == []
@@ -167,21 +170,22 @@ def test_shapes_beyond_the_limit_run_without(monkeypatch, caplog):
     assert caplog.text.count("more than 1 shapes") == 1
 
 
-def test_what_a_graph_cannot_hold_is_refused(tables, tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_text(
-        f"[data]\nreactivity = ['{tables / 'reactivity.parquet'}']\n"
-        '[training]\ngraphs = true\ncheckpointing = "all"\n'
-    )
-    with pytest.raises(ValueError, match=r"training\.graphs"):
-        train(path, tmp_path / "run")
+def test_divided_weights_are_refused(tmp_path, monkeypatch):
+    @contextmanager
+    def joined(*arguments):
+        yield Processes(torch.device("cpu"), 0, 2, shards=True)
+
+    monkeypatch.setattr(loop, "joined", joined)
+    with pytest.raises(ValueError, match=r"training\.graphs: .* not with parallel = shard"):
+        loop.train_config(Config(training=TrainingConfig(graphs=True)), tmp_path / "run")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("bfloat16", [False, True])
-@pytest.mark.parametrize("fuse", [False, True])
-def test_a_gpu_plays_back_the_same_numbers(bfloat16, fuse):
-    """Dropout on: the random numbers are those of the seed before the step."""
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_a_gpu_plays_back_the_same_numbers(bfloat16, checkpointing):
+    """Dropout on: the random numbers are those of the seed before the step. Gradients of embeddings and of cuDNN's
+    convolution are sums in no fixed order: played back, steps differ no more than twice made one by one."""
     config = Config(training=TrainingConfig(bfloat16=bfloat16, warmup_steps=1))
     steps = [
         {BOTH: made_batch(4, 48, seed=k, device="cuda"), SHAPE: made_batch(2, 32, seed=k, tasks=SHAPE, device="cuda")}
@@ -189,13 +193,14 @@ def test_a_gpu_plays_back_the_same_numbers(bfloat16, fuse):
     ]
     steps.insert(3, {BOTH: made_batch(3, 16, seed=9, device="cuda")})
     results = []
-    for recorded in (False, True):
+    for recorded in (False, False, True):
         network = made_network("cuda")
         assert SMALL.dropout > 0
-        if fuse:
-            network.fuse()
+        network.checkpoint_activations(checkpointing)
         graphs = PassGraphs(network) if recorded else None
-        results.append(step_values(network, steps, graphs, config))
+        rows = step_values(network, steps, graphs, config)[: len(steps)]
+        results.append(torch.stack(rows).nan_to_num().double())
     assert len(graphs.recorded) == 2
-    for plain, played in zip(*results, strict=True):
-        assert torch.equal(plain.nan_to_num(), played.nan_to_num())
+    plain, again, played = results
+    spread = (plain - again).abs().max(0).values
+    assert ((plain - played).abs() <= 10 * spread + 1e-3 * plain.abs()).all()

@@ -33,9 +33,9 @@ class PairBiasedAttention(nn.Module):
         pair: Float[Tensor, "batch length length pair_width"],
         mask: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch length width"]:
-        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> three b l h d", three=3, h=self.heads)
-        q, k = self.query_norm(q).to(v.dtype), self.key_norm(k).to(v.dtype)
-        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        q, k, v = rearrange(self.qkv(x), "b l (three h d) -> b l three h d", three=3, h=self.heads).unbind(2)
+        # the norms read q and k where the projection wrote them
+        q, k, v = (rearrange(part, "b l h d -> b h l d") for part in (self.query_norm(q), self.key_norm(k), v))
         # dense, as the fused attention kernels want it
         bias = norm_and_heads(pair, self.pair_norm.weight, self.bias.weight, mask, EPS, MASKED_LOGIT)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(v.dtype))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ribonanzamamba.layers.norm import EPS
 from ribonanzamamba.ops import causal_conv1d, rms_norm, selective_scan, selective_state_update, ssd
+from ribonanzamamba.ops.norm import plain_rms_norm
 
 LARGEST_HEAD = 64
 
@@ -260,9 +261,9 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Float[Tensor, "*axes width"], z: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         gated = rearrange(y * F.silu(z), "... (g c) -> ... g c", g=self.groups)
-        gains = self.weight.reshape(self.groups, -1)
-        parts = zip(gated.unbind(-2), gains, strict=True)
-        return torch.cat([rms_norm(part, gain, EPS) for part, gain in parts], dim=-1)
+        if self.groups == 1:
+            return rms_norm(gated[..., 0, :], self.weight, EPS)
+        return plain_rms_norm(gated, self.weight.reshape(self.groups, -1), EPS).flatten(-2)
 
 
 def widest_head(d_inner: int) -> int:

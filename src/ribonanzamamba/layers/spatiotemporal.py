@@ -178,7 +178,8 @@ class SpatioTemporalBlock(nn.Module):
         # a time step's nodes see each other alone: steps beyond the length need no mask here
         spatial, temporal = self.spatial(joined), self.temporal(joined, lengths)
         gate = torch.sigmoid(self.gate_spatial(spatial) + self.gate_temporal(temporal))
-        y = x + self.out(torch.lerp(temporal, spatial, gate))
+        # under autocast the branches may end in different dtypes
+        y = x + self.out(gate * spatial + (1 - gate) * temporal)
         if lengths is None:
             return y
         beyond = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]

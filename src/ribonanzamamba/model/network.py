@@ -17,14 +17,14 @@ Choices:
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ribonanzamamba.model.block import Block, recomputed
+from ribonanzamamba.model.block import DROPPED, Block, recomputed
 from ribonanzamamba.model.config import TASKS, ModelConfig
 from ribonanzamamba.model.coordinates import CoordinateModule, expected_plddt
 from ribonanzamamba.model.heads import PairHead, ReactivityHead, pair_probability
@@ -189,11 +189,23 @@ class RibonanzaMamba(nn.Module):
             # the largest tensor stays in the compute dtype; the sequence track's sum stays float32
             pair = pair.to(torch.get_autocast_dtype(tokens.device.type))
         tasks = [task for task in tasks if task in self.config.tasks]
+        kept = self.draw_kept(x)
         for k, block in enumerate(self.blocks):
             # the last update of the pair track is for the heads that read pairs
             read = k + 1 < len(self.blocks) or any(task != "reactivity" for task in tasks)
-            x, pair = recomputed(block, x, pair, mask, lengths, read, wanted=self.checkpointing == "all")
+            x, pair = recomputed(block, x, pair, mask, lengths, read, kept[k], wanted=self.checkpointing == "all")
         return self.read(x, pair, mask, tasks)
+
+    def draw_kept(self, x: Tensor) -> Sequence[Tensor | None]:
+        """Dropout's choice for each block, drawn at once and before: what is computed again in the backward pass then
+        has nothing random in it, whose state would have to be kept (and cannot be, in a CUDA graph)."""
+        rate = self.config.dropout
+        if not self.training or rate == 0:
+            return [None] * len(self.blocks)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        kept = x.new_empty((len(self.blocks), DROPPED, *x.shape), dtype=dtype).bernoulli_(1 - rate)
+        return kept.unbind()
 
     def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:
         """The heads."""

@@ -107,8 +107,14 @@ def choose(
     return Explanation("triton", f"{str(dtype).removeprefix('torch.')} on {torch.cuda.get_device_name(device)}")
 
 
-@functools.cache
 def say_once(message: str, level: int) -> None:
+    # torch.compile takes no logging into its graph
+    if not torch.compiler.is_compiling():
+        _say_once(message, level)
+
+
+@functools.cache
+def _say_once(message: str, level: int) -> None:
     logger.log(level, message)
 
 

@@ -1,50 +1,64 @@
-"""Triton kernels of `norm.py`, forward and backward, and nothing else; `norm_triton.py` launches them.
-
-Rows are (outer, inner, c) with any two strides: heads cut out of a wider tensor are read where they are.
-"""
+"""Triton kernels of `rms_norm`, forward and backward, and nothing else; `norm_triton.py` launches them."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def offsets_of(row, inner, outer_stride, inner_stride):
-    """Where rows begin."""
-    return (row // inner).to(tl.int64) * outer_stride + (row % inner) * inner_stride
+def tile_of(x, row, column, inside, inner, slow, fast, SPLIT: tl.constexpr):
+    """Rows (r, d) in float32, 0 outside. Row i lies at i fast, if SPLIT at (i // inner) slow + (i % inner) fast."""
+    if SPLIT:
+        # 64-bit division is slow, and fewer than 2^31 rows are split
+        narrow = row.to(tl.int32)
+        offsets = (narrow // inner).to(tl.int64) * slow + (narrow % inner).to(tl.int64) * fast
+    else:
+        offsets = row * fast
+    return tl.load(x + offsets[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["rows", "inner"])
+@triton.jit
+def inverse_rms(x, real, D, eps):
+    """1 / sqrt(mean(x^2) + eps) of rows (r,); 1 for rows that are not there, finite also where eps is 0."""
+    return tl.rsqrt(tl.where(real, tl.sum(x * x, 1) / D + eps, 1.0))
+
+
+@triton.jit(do_not_specialize=["rows", "x_inner"])
 def forward_kernel(
-    x, gain, y, rows, inner, outer_stride, inner_stride, C, eps, BR: tl.constexpr, BC: tl.constexpr
+    x, gain, y, rows, D, eps, x_inner, x_slow, x_fast, gain_d,
+    X_SPLIT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * BR + tl.arange(0, BR)
-    c = tl.arange(0, BC)
-    real = (row < rows)[:, None] & (c < C)[None, :]
-    starts = offsets_of(row, inner, outer_stride, inner_stride)
-    value = tl.load(x + starts[:, None] + c[None, :], mask=real, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(value * value, 1) / C + eps)
-    value *= inverse[:, None] * tl.load(gain + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + row[:, None].to(tl.int64) * C + c[None, :], value, mask=real)
+    """y = x / rms(x) gain, dense."""
+    row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+    column = tl.arange(0, BD)
+    inside = (row < rows)[:, None] & (column < D)[None, :]
+    gains = tl.load(gain + column * gain_d, mask=column < D, other=0.0).to(tl.float32)
+    values = tile_of(x, row, column, inside, x_inner, x_slow, x_fast, X_SPLIT)
+    out = values * inverse_rms(values, row < rows, D, eps)[:, None] * gains[None, :]
+    tl.store(y + row[:, None] * D + column[None, :], out, mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "inner"])
+@triton.jit(do_not_specialize=["rows", "x_inner", "dy_inner"])
 def backward_kernel(
-    dy, x, gain, dx, sums, rows, inner, outer_stride, inner_stride, C, eps, BR: tl.constexpr, BC: tl.constexpr
+    x, gain, dy, dx, sums, rows, D, eps, x_inner, x_slow, x_fast, dy_inner, dy_slow, dy_fast, gain_d,
+    X_SPLIT: tl.constexpr, DY_SPLIT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x, dense, and partial sums (program, c) of that of the gain."""
-    c = tl.arange(0, BC)
-    g = tl.load(gain + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    dgain = tl.zeros((BC,), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
-        row = tile * BR + tl.arange(0, BR)
-        real = (row < rows)[:, None] & (c < C)[None, :]
-        starts = offsets_of(row, inner, outer_stride, inner_stride)
-        value = tl.load(x + starts[:, None] + c[None, :], mask=real, other=0.0).to(tl.float32)
-        dense = row[:, None].to(tl.int64) * C + c[None, :]
-        d = tl.load(dy + dense, mask=real, other=0.0).to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(value * value, 1) / C + eps)[:, None]
-        value *= inverse
-        dgain += tl.sum(d * value, 0)
-        d *= g
-        tl.store(dx + dense, inverse * (d - value * (tl.sum(d * value, 1) / C)[:, None]), mask=real)
-    tl.store(sums + tl.program_id(0) * C + c, dgain, mask=c < C)
+    """dx, dense, and partial sums (program, d) of the gradient of the gain. A program takes every tile of its own turn.
+
+    With r = 1 / rms(x): dx = r (gain dy - x r^2 mean(gain dy x)), dgain = sum over rows of dy x r.
+    """
+    column = tl.arange(0, BD)
+    gains = tl.load(gain + column * gain_d, mask=column < D, other=0.0).to(tl.float32)
+    total = tl.zeros((BR, BD), dtype=tl.float32)
+    first = tl.program_id(0).to(tl.int64) * BR
+    for start in range(first, rows, tl.num_programs(0) * BR):
+        row = start + tl.arange(0, BR)
+        inside = (row < rows)[:, None] & (column < D)[None, :]
+        values = tile_of(x, row, column, inside, x_inner, x_slow, x_fast, X_SPLIT)
+        g = tile_of(dy, row, column, inside, dy_inner, dy_slow, dy_fast, DY_SPLIT)
+        inverse = inverse_rms(values, row < rows, D, eps)[:, None]
+        normed = values * inverse
+        total += g * normed
+        g *= gains[None, :]
+        out = inverse * (g - normed * (tl.sum(g * normed, 1) / D)[:, None])
+        tl.store(dx + row[:, None] * D + column[None, :], out, mask=inside)
+    tl.store(sums + tl.program_id(0).to(tl.int64) * D + column, tl.sum(total, 0), mask=column < D)

@@ -1,5 +1,5 @@
-"""Launches the kernels of `norm_kernels.py`, with their gradient, and as operators that torch.compile sees as one
-node. Needs Triton; `backend.py` says when it can run."""
+"""Launches the kernels of `norm_kernels.py`, with their gradient, and as operators that torch.compile sees as one node.
+Needs Triton; `backend.py` says when it can run."""
 
 import torch
 import triton
@@ -7,86 +7,112 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ribonanzamamba.ops import norm_kernels as kernels
-from ribonanzamamba.ops.backend import device_of, processors
+from ribonanzamamba.ops.backend import device_of
 
-ELEMENTS = 4096
-"""Of a tile."""
-PROGRAMS = 4
-"""For each multiprocessor, that add up the gradient of the gain."""
-
-
-def tile_of(x: Tensor) -> tuple[int, int]:
-    """Rows and channels."""
-    channels = triton.next_power_of_2(x.shape[-1])
-    return max(1, ELEMENTS // channels), channels
+TILE = 2048
+"""Numbers a program holds at a time, whole rows."""
+PROGRAMS = 1024
+"""Most programs of the backward pass, each with a partial sum of the gain's gradient; an H100 runs about as many."""
+MOST_SPLIT_ROWS = 2**31 - 1
+"""Of a tensor whose rows two strides place: their numbers are 32-bit."""
 
 
-def row_strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Rows of the second last axis, and the strides of the axes before it, taken as one, and of it; None where that
-    cannot be said."""
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
+def tile(x: Tensor) -> dict[str, int]:
+    """Rows and columns a program, and its warps."""
+    columns = triton.next_power_of_2(x.shape[-1])
+    rows = max(TILE // columns, 1)
+    return {"BR": rows, "BD": columns, "num_warps": min(max(rows * columns // 1024, 4), 32)}
+
+
+def place(x: Tensor) -> tuple[int, int, int, bool] | None:
+    """How the rows of x lie in memory: `inner`, `slow`, `fast` and `SPLIT` of `kernels.tile_of`.
+
+    None where they have to be copied together.
+    """
+    width = x.shape[-1]
+    if x.is_contiguous():
+        return 0, 0, width, False
+    if x.stride(-1) != 1 and width > 1:
         return None
-    if x.dim() < 3:
-        return 1, x.stride(0) if x.dim() == 2 else 0, 0
-    axes = [(size, stride) for size, stride in zip(x.shape[:-2], x.stride()[:-2], strict=True) if size > 1]
-    for (_, outer), (size, stride) in zip(axes, axes[1:], strict=False):
-        if outer != size * stride:
-            return None
-    return x.shape[-2], axes[-1][1] if axes else 0, x.stride(-2)
+    axes: list[tuple[int, int]] = []
+    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1] == size * stride:
+            axes[-1] = axes[-1][0] * size, stride
+        else:
+            axes.append((size, stride))
+    if len(axes) > 2 or (len(axes) == 2 and x.numel() // width > MOST_SPLIT_ROWS):
+        return None
+    if len(axes) == 2:
+        return axes[1][0], axes[0][1], axes[1][1], True
+    return 0, 0, axes[0][1] if axes else width, False
 
 
-def normed(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    rows, (tile, channels) = x.numel() // x.shape[-1], tile_of(x)
+def placed(x: Tensor) -> Tensor:
+    """x, or a copy of it, with rows that the kernels can find."""
+    return x if place(x) is not None else x.contiguous()
+
+
+def normalise(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    y = x.new_empty(x.shape)
+    x = placed(x)
+    *strides, split = place(x)
+    rows, options = x.numel() // x.shape[-1], tile(x)
     with device_of(x):
-        kernels.forward_kernel[(triton.cdiv(rows, tile),)](
-            x, gain, y, rows, *row_strides(x), x.shape[-1], eps, BR=tile, BC=channels, num_warps=4
-        )  # fmt: skip
+        kernels.forward_kernel[triton.cdiv(rows, options["BR"]),](
+            x, gain, y, rows, x.shape[-1], eps, *strides, *gain.stride(), X_SPLIT=split, **options
+        )
     return y
 
 
 def gradients(dy: Tensor, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Of x, dense, and of the gain (c,) in float32."""
-    rows, (tile, channels) = x.numel() // x.shape[-1], tile_of(x)
-    programs = min(triton.cdiv(rows, tile), PROGRAMS * processors(x.device))
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    """Gradients of x, dense, and of the gain in float32."""
+    dx = x.new_empty(x.shape)
+    x, dy = placed(x), placed(dy)
+    (*x_strides, x_split), (*dy_strides, dy_split) = place(x), place(dy)
+    rows, options = x.numel() // x.shape[-1], tile(x)
+    programs = min(triton.cdiv(rows, options["BR"]), PROGRAMS)
     sums = x.new_empty((programs, x.shape[-1]), dtype=torch.float32)
     with device_of(x):
-        kernels.backward_kernel[(programs,)](
-            dy, x, gain, dx, sums, rows, *row_strides(x), x.shape[-1], eps, BR=tile, BC=channels, num_warps=4
+        kernels.backward_kernel[programs,](
+            x, gain, dy, dx, sums, rows, x.shape[-1], eps, *x_strides, *dy_strides, *gain.stride(),
+            X_SPLIT=x_split, DY_SPLIT=dy_split, **options,
         )  # fmt: skip
     return dx, sums.sum(0)
 
 
-normed_operator = torch.library.custom_op("ribonanzamamba::rms_norm", normed, mutates_args=())
+normalise_operator = torch.library.custom_op("ribonanzamamba::rms_norm", normalise, mutates_args=())
 gradients_operator = torch.library.custom_op("ribonanzamamba::rms_norm_gradients", gradients, mutates_args=())
 
 
-@normed_operator.register_fake
+@normalise_operator.register_fake
 def _(x, gain, eps):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return x.new_empty(x.shape)
 
 
 @gradients_operator.register_fake
 def _(dy, x, gain, eps):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device), gain.new_empty(gain.shape, dtype=torch.float32)
+    return x.new_empty(x.shape), x.new_empty(gain.shape, dtype=torch.float32)
 
 
-class Norm(torch.autograd.Function):
+class RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gain, eps):
+        operator = normalise_operator if torch.compiler.is_compiling() else normalise
         ctx.save_for_backward(x, gain)
         ctx.eps = eps
-        return (normed_operator if torch.compiler.is_compiling() else normed)(x, gain, eps)
+        return operator(x, gain, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
+        x, gain = ctx.saved_tensors
         operator = gradients_operator if torch.compiler.is_compiling() else gradients
-        dx, dgain = operator(dy.contiguous(), *ctx.saved_tensors, ctx.eps)
-        return dx, dgain.to(ctx.saved_tensors[1].dtype), None
+        dx, dgain = operator(dy, x, gain, ctx.eps)
+        return dx, dgain.to(gain.dtype), None
 
 
 def rms_norm_triton(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """As `rms_norm`."""
-    return Norm.apply(x if row_strides(x) is not None else x.contiguous(), gain.contiguous(), eps)
+    return RootMeanSquareNorm.apply(x, gain, eps)

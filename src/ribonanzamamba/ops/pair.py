@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribonanzamamba.ops.backend import choose
-from ribonanzamamba.ops.norm import rms_norm
+from ribonanzamamba.ops.norm import plain_rms_norm
 
 BACKENDS = ("auto", "triton", "plain")
 WIDEST = 128
@@ -56,7 +56,7 @@ def outer_and_norm(
     left, right, row, column = projected.to(pair.dtype).chunk(4, dim=-1)
     pair = torch.addcmul(pair, left[:, :, None], right[:, None, :]) + row[:, :, None] + column[:, None, :]
     mask = present[:, :, None] & present[:, None, :]
-    return pair, rms_norm(pair, gain, eps, backend="plain").masked_fill(~mask[..., None], 0)
+    return pair, plain_rms_norm(pair, gain, eps).masked_fill(~mask[..., None], 0)
 
 
 def gated_convolution(
@@ -133,5 +133,5 @@ def norm_and_heads(
         from ribonanzamamba.ops.pair_triton import norm_and_heads_triton
 
         return norm_and_heads_triton(pair, gain, weight, present, eps, fill)
-    heads = F.linear(rms_norm(pair, gain, eps, backend="plain"), weight).permute(0, 3, 1, 2)
+    heads = F.linear(plain_rms_norm(pair, gain, eps), weight).permute(0, 3, 1, 2)
     return heads.masked_fill(~present[:, None, None, :], fill).contiguous()

@@ -116,11 +116,8 @@ class Run:
             raise ValueError(
                 "training.pass_examples: every process needs the same passes, so not with parallel = shard"
             )
-        if settings.graphs and (processes.shards or settings.checkpointing != "off"):
-            raise ValueError(
-                "training.graphs: a recorded pass holds whole weights and all activations, so neither with parallel = "
-                "shard nor with checkpointing"
-            )
+        if settings.graphs and processes.shards:
+            raise ValueError("training.graphs: a recorded pass holds whole weights, so not with parallel = shard")
         self.network = starting_network(config, build).to(device)
         self.average = averaged(self.network, settings.average_decay)
         self.optimizers = build_optimizers(self.network, settings)
