@@ -8,6 +8,7 @@ factors are fitted to the shapes in FITTED, in logarithms; the others show the e
 
 import argparse
 import json
+import math
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def read_cases(paths: list[Path]) -> list[tuple[Case, float, float]]:
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line) if line.startswith("{") else {}
-            if row.get("memory_gib") and "checkpointing" in row:
-                found[Case.from_dict(row)] = (row["seconds"], row["memory_gib"])
+            if "memory_gib" in row and "checkpointing" in row:
+                # null: not measured
+                found[Case.from_dict(row)] = (row["seconds"], row["memory_gib"] or math.nan)
     return [(case, *values) for case, values in found.items()]
 
 
@@ -38,9 +40,7 @@ def traced_plan(case: Case) -> Plan:
     traced, parameters = trace_fake(case.config, case.checkpointing, case.tasks, case.examples, case.length)
     resident = resident_bytes(parameters, parameters, case.config.training.optimizer)
     # coordinates in every step
-    return Plan(
-        parameters, parameters, resident, (traced,), 1, recomputes=case.checkpointing != "off", graphs=case.graphs
-    )
+    return Plan(parameters, parameters, resident, (traced,), 1, graphs=case.graphs)
 
 
 def expected(plan: Plan, measured: Measured) -> tuple[float, float]:
@@ -61,7 +61,7 @@ def fit(plans: list[Plan], values: list[tuple[float, float]]) -> Measured:
     def errors(logarithms: np.ndarray) -> np.ndarray:
         measured = Measured(*np.exp(logarithms))
         ratios = np.array([expected(plan, measured) for plan in plans]) / np.array(values)
-        return np.concatenate([np.log(ratios).ravel(), SHRINKAGE * (logarithms - start)])
+        return np.concatenate([np.log(ratios[~np.isnan(ratios)]), SHRINKAGE * (logarithms - start)])
 
     return Measured(*np.exp(least_squares(errors, start).x).tolist())
 
@@ -77,7 +77,7 @@ def table(cases: list[tuple[Case, float, float]], plans: list[Plan], measured: M
         planned = expected(plan, measured)
         errors = [100 * (p / v - 1) for p, v in zip(planned, values, strict=True)]
         for k, error in enumerate(errors):
-            worst[is_fitted(case), k] = max(worst[is_fitted(case), k], abs(error))
+            worst[is_fitted(case), k] = np.fmax(worst[is_fitted(case), k], abs(error))
         model = f"{case.model.width}/{case.model.pair_width}, {case.model.blocks} blocks"
         graphs, fitted = ("yes" if value else "no" for value in (case.graphs, is_fitted(case)))
         lines.append(

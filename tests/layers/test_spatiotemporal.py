@@ -212,3 +212,16 @@ def test_step_sizes_start_in_their_range(causal):
 def test_what_cannot_be_built(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("spatial", ["attention", "mamba"])
+@pytest.mark.parametrize("temporal", ["attention", "mamba", "fusionmamba"])
+def test_branches_end_in_any_dtype_under_autocast(temporal, spatial):
+    block = SpatioTemporalBlock(8, temporal=temporal, spatial=spatial, heads=2)
+    x = torch.randn(2, 5, 3, 8).requires_grad_()
+    expected = block(x, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = block(x, x)
+    y.square().mean().backward()
+    assert (y.float() - expected).norm() < 0.05 * expected.norm()
+    assert x.grad.isfinite().all() and all(parameter.grad.isfinite().all() for parameter in block.parameters())

@@ -1,5 +1,8 @@
 """The plan: exact where it can be counted by hand, and close to what the network keeps."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -52,7 +55,7 @@ def test_checkpointing_and_freezing_save_memory(small_config):
     frozen = plan(config(small_config, freeze=("trunk",)))
     whole = plan(config(small_config))
     assert frozen.trained < frozen.parameters and frozen.resident_bytes < whole.resident_bytes
-    assert frozen.passes[0].peak_bytes < whole.passes[0].peak_bytes / 2
+    assert frozen.passes[0].peak_bytes < 0.7 * whole.passes[0].peak_bytes
 
 
 def test_memory_grows_with_the_pair_cells(small_config):
@@ -63,3 +66,38 @@ def test_memory_grows_with_the_pair_cells(small_config):
 def test_without_tables(small_config):
     with pytest.raises(ValueError, match="expected at least one table"):
         plan(Config(model=small_config))
+
+
+def test_recorded_passes_do_not_wait_for_the_host(small_config):
+    waiting, recorded = plan(config(small_config)), plan(config(small_config, graphs=True))
+    assert recorded.passes == waiting.passes
+    first = waiting.passes[0]
+    assert waiting.seconds(first) == pytest.approx(first.operations * waiting.measured.launch_seconds)
+    assert recorded.seconds(first) == recorded.measured.step_seconds < waiting.seconds(first)
+
+
+def test_the_kernels_of_a_gpu_are_traced_without_triton():
+    """What a machine without Triton plans is what one with it does."""
+    code = """
+import sys
+sys.modules["triton"] = None
+from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.training.config import Config
+from ribonanzamamba.training.plan import trace_fake
+network = ModelConfig(width=32, pair_width=16, blocks=2, heads=2, d_state=8, head_width=16)
+print(trace_fake(Config(model=network), "off", ("reactivity",), 2, 32)[0])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    network = ModelConfig(width=32, pair_width=16, blocks=2, heads=2, d_state=8, head_width=16)
+    assert result.stdout.strip() == str(trace_fake(Config(model=network), "off", ("reactivity",), 2, 32)[0])
+
+
+def test_the_pair_track_keeps_five_maps_a_block():
+    """Summed, normed, twice as wide before the gate, and the result: no more, since each update is one kernel."""
+    blocks = {}
+    for count in (4, 8):
+        network = ModelConfig(width=16, pair_width=64, blocks=count, heads=2, d_state=8, head_width=16, dropout=0.0)
+        blocks[count] = trace_fake(Config(model=network), "off", ("reactivity",), 1, 256)[0].peak_bytes
+    a_map = 256 * 256 * 64 * 2
+    kept = (blocks[8] - blocks[4]) / 4 / a_map
+    assert 5 <= kept < 5.5, kept

@@ -5,10 +5,13 @@ Knows nothing of shapes and recurrences.
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -92,6 +95,8 @@ def choose(
         raise ValueError(f"backend: expected one of {backends}, got {name!r}")
     if name not in ("auto", "triton"):
         return Explanation(name, "asked for")
+    if _assumed:
+        return Explanation("triton", "assumed: nothing is computed")
     problem = triton_problem(device, dtype, state)
     if name == "triton":
         if problem is not None:
@@ -105,6 +110,42 @@ def choose(
         return Explanation(plain, problem)
     say_once(f"Triton kernels on {device.type}", logging.INFO)
     return Explanation("triton", f"{str(dtype).removeprefix('torch.')} on {torch.cuda.get_device_name(device)}")
+
+
+_assumed = False
+
+
+@contextlib.contextmanager
+def kernels_assumed() -> Iterator[None]:
+    """Inside, operators take the path of a GPU's kernels for tensors without data (PyTorch's fake ones), on any device
+    and without Triton: for shapes, memory and operations."""
+    global _assumed
+    before, _assumed = _assumed, True
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
+def traced() -> bool:
+    """Whether launches have to be operators that PyTorch knows: for torch.compile and for tensors without data."""
+    return _assumed or torch.compiler.is_compiling()
+
+
+def on_launch(module: str) -> Callable[[], ModuleType]:
+    """A function that returns a module of kernels, imported when it is first called: what only wants to know shapes
+    needs no Triton."""
+    return functools.cache(lambda: importlib.import_module(f"ribonanzamamba.ops.{module}"))
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is n or more."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def say_once(message: str, level: int) -> None:

@@ -1,21 +1,22 @@
 """Launches the kernels of `depthwise_conv_kernels.py`, with their gradient, and as operators that torch.compile sees as
-one node. Needs Triton; `backend.py` says when it can run."""
+one node. A launch needs Triton; `backend.py` says when it can run."""
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops import depthwise_conv_kernels as kernels
-from ribonanzamamba.ops.backend import device_of
+from ribonanzamamba.ops.backend import cdiv, device_of, on_launch, traced
 
 ROWS, CHANNELS = 32, 64
 """Positions and channels a program."""
 
 
+kernels = on_launch("depthwise_conv_kernels")
+
+
 def grid(x: Tensor) -> tuple[int, int, int]:
     batch, length, width = x.shape
-    return triton.cdiv(length, ROWS), triton.cdiv(width, CHANNELS), batch
+    return cdiv(length, ROWS), cdiv(width, CHANNELS), batch
 
 
 def convolve(
@@ -23,7 +24,7 @@ def convolve(
 ) -> Tensor:  # fmt: skip
     y = x.new_empty(x.shape)
     with device_of(x):
-        kernels.forward_kernel[grid(x)](
+        kernels().forward_kernel[grid(x)](
             x, weight, bias, lengths, y, x.shape[1], x.shape[2], left, *x.stride()[:2], *weight.stride(),
             K=weight.shape[1], FLIP=flip, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, SILU=silu,
             BL=ROWS, BD=CHANNELS, num_warps=4,
@@ -40,7 +41,7 @@ def gradients(
     rows, _, batch = grid(x)
     sums = x.new_empty((batch * rows, taps + 1, x.shape[2]), dtype=torch.float32)
     with device_of(x):
-        kernels.backward_kernel[grid(x)](
+        kernels().backward_kernel[grid(x)](
             x, weight, bias, lengths, dy, dbefore, sums, x.shape[1], x.shape[2], left, *x.stride()[:2],
             *dy.stride()[:2], *weight.stride(), K=taps, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None,
             SILU=silu, BL=ROWS, BD=CHANNELS, num_warps=4,
@@ -68,7 +69,7 @@ def _(dy, x, weight, bias, lengths, left, silu):
 class DepthwiseConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lengths, left, silu):
-        operator = convolve_operator if torch.compiler.is_compiling() else convolve
+        operator = convolve_operator if traced() else convolve
         ctx.save_for_backward(x, weight, bias, lengths)
         ctx.options = left, silu
         return operator(x, weight, bias, lengths, left, silu, False)
@@ -77,7 +78,7 @@ class DepthwiseConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, weight, bias, lengths = ctx.saved_tensors
-        operator = gradients_operator if torch.compiler.is_compiling() else gradients
+        operator = gradients_operator if traced() else gradients
         if dy.stride(-1) != 1:
             dy = dy.contiguous()
         dx, dweight, dbias = operator(dy, x, weight, bias, lengths, *ctx.options)

@@ -1,13 +1,11 @@
 """Launches the kernels of `norm_kernels.py`, with their gradient, and as operators that torch.compile sees as one node.
-Needs Triton; `backend.py` says when it can run."""
+A launch needs Triton; `backend.py` says when it can run."""
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops import norm_kernels as kernels
-from ribonanzamamba.ops.backend import device_of
+from ribonanzamamba.ops.backend import cdiv, device_of, next_power_of_2, on_launch, traced
 
 TILE = 2048
 """Numbers a program holds at a time, whole rows."""
@@ -17,9 +15,12 @@ MOST_SPLIT_ROWS = 2**31 - 1
 """Of a tensor whose rows two strides place: their numbers are 32-bit."""
 
 
+kernels = on_launch("norm_kernels")
+
+
 def tile(x: Tensor) -> dict[str, int]:
     """Rows and columns a program, and its warps."""
-    columns = triton.next_power_of_2(x.shape[-1])
+    columns = next_power_of_2(x.shape[-1])
     rows = max(TILE // columns, 1)
     return {"BR": rows, "BD": columns, "num_warps": min(max(rows * columns // 1024, 4), 32)}
 
@@ -60,7 +61,7 @@ def normalise(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     *strides, split = place(x)
     rows, options = x.numel() // x.shape[-1], tile(x)
     with device_of(x):
-        kernels.forward_kernel[triton.cdiv(rows, options["BR"]),](
+        kernels().forward_kernel[cdiv(rows, options["BR"]),](
             x, gain, y, rows, x.shape[-1], eps, *strides, *gain.stride(), X_SPLIT=split, **options
         )
     return y
@@ -72,10 +73,10 @@ def gradients(dy: Tensor, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, 
     x, dy = placed(x), placed(dy)
     (*x_strides, x_split), (*dy_strides, dy_split) = place(x), place(dy)
     rows, options = x.numel() // x.shape[-1], tile(x)
-    programs = min(triton.cdiv(rows, options["BR"]), PROGRAMS)
+    programs = min(cdiv(rows, options["BR"]), PROGRAMS)
     sums = x.new_empty((programs, x.shape[-1]), dtype=torch.float32)
     with device_of(x):
-        kernels.backward_kernel[programs,](
+        kernels().backward_kernel[programs,](
             x, gain, dy, dx, sums, rows, x.shape[-1], eps, *x_strides, *dy_strides, *gain.stride(),
             X_SPLIT=x_split, DY_SPLIT=dy_split, **options,
         )  # fmt: skip
@@ -99,7 +100,7 @@ def _(dy, x, gain, eps):
 class RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gain, eps):
-        operator = normalise_operator if torch.compiler.is_compiling() else normalise
+        operator = normalise_operator if traced() else normalise
         ctx.save_for_backward(x, gain)
         ctx.eps = eps
         return operator(x, gain, eps)
@@ -108,7 +109,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, gain = ctx.saved_tensors
-        operator = gradients_operator if torch.compiler.is_compiling() else gradients
+        operator = gradients_operator if traced() else gradients
         dx, dgain = operator(dy, x, gain, ctx.eps)
         return dx, dgain.to(gain.dtype), None
 

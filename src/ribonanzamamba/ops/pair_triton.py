@@ -1,13 +1,11 @@
 """Launches the kernels of `pair_kernels.py`, with their gradients, and as operators that torch.compile sees as one
-node. Needs Triton; `backend.py` says when it can run."""
+node. A launch needs Triton; `backend.py` says when it can run."""
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops import pair_kernels as kernels
-from ribonanzamamba.ops.backend import device_of, dot_type, processors
+from ribonanzamamba.ops.backend import cdiv, device_of, dot_type, next_power_of_2, on_launch, processors, traced
 
 PROGRAMS = 2
 """For each multiprocessor, of kernels whose programs add up over many tiles."""
@@ -19,9 +17,12 @@ COLUMNS = 8
 """Positions j of a program that sums over i."""
 
 
+kernels = on_launch("pair_kernels")
+
+
 def width(channels: int) -> int:
     """Of a tile: matrix units take 16 columns at least."""
-    return max(16, triton.next_power_of_2(channels))
+    return max(16, next_power_of_2(channels))
 
 
 def cells_of(length: int) -> int:
@@ -43,7 +44,7 @@ def outer(pair: Tensor, projected: Tensor, gain: Tensor, present: Tensor, eps: f
     b, l, _, c = pair.shape
     summed, normed, tile = torch.empty_like(pair), torch.empty_like(pair), cells_of(l)
     with device_of(pair):
-        kernels.outer_forward_kernel[l * triton.cdiv(l, tile), b](
+        kernels().outer_forward_kernel[l * cdiv(l, tile), b](
             pair, projected, gain, present, summed, normed, l, c, eps, BJ=tile, BC=width(c), num_warps=4
         )  # fmt: skip
     return summed, normed
@@ -57,11 +58,11 @@ def outer_gradients(
     dpair, dprojected = torch.empty_like(summed), torch.empty_like(projected)
     sums = summed.new_empty((b * l, c), dtype=torch.float32)
     with device_of(summed):
-        kernels.outer_backward_kernel[l, b](
+        kernels().outer_backward_kernel[l, b](
             dsummed, dnormed, summed, projected, gain, present, dpair, dprojected, sums, l, c, eps,
             BJ=cells_of(l), BC=width(c), num_warps=4,
         )  # fmt: skip
-        kernels.outer_columns_kernel[triton.cdiv(l, COLUMNS), b](
+        kernels().outer_columns_kernel[cdiv(l, COLUMNS), b](
             dpair, projected, dprojected, l, c, BI=8, BJ=COLUMNS, BC=width(c), num_warps=4
         )  # fmt: skip
     return dpair, dprojected, sums.sum(0)
@@ -72,7 +73,7 @@ def gated(pair: Tensor, hidden: Tensor, hidden_bias: Tensor, weight: Tensor, bia
     out, cells = torch.empty_like(pair), pair.numel() // c
     dot, precision = dot_type(pair.dtype)
     with device_of(pair):
-        kernels.gated_forward_kernel[(triton.cdiv(cells, CELLS),)](
+        kernels().gated_forward_kernel[(cdiv(cells, CELLS),)](
             pair, hidden, hidden_bias, weight, bias, out, cells, c,
             DOT=dot, PRECISION=precision, BM=CELLS, BC=width(c), num_warps=4,
         )  # fmt: skip
@@ -86,12 +87,12 @@ def gated_gradients(
     c = dout.shape[-1]
     cells = dout.numel() // c
     tile = CELLS if CELLS * width(c) * dout.element_size() <= HELD else CELLS // 2
-    programs = few(triton.cdiv(cells, tile), dout.device)
+    programs = few(cdiv(cells, tile), dout.device)
     dhidden = torch.empty_like(hidden)
     sums = dout.new_empty((programs, c * c + 3 * c), dtype=torch.float32)
     dot, precision = dot_type(dout.dtype)
     with device_of(dout):
-        kernels.gated_backward_kernel[(programs,)](
+        kernels().gated_backward_kernel[(programs,)](
             dout, hidden, hidden_bias, weight, dhidden, sums, cells, c,
             DOT=dot, PRECISION=precision, BM=tile, BC=width(c), num_warps=8,
         )  # fmt: skip
@@ -104,7 +105,7 @@ def heads(pair: Tensor, weight: Tensor, present: Tensor, eps: float, fill: float
     out, tile = pair.new_empty((b, len(weight), l, l)), cells_of(l)
     dot, precision = dot_type(pair.dtype)
     with device_of(pair):
-        kernels.heads_forward_kernel[l * triton.cdiv(l, tile), b](
+        kernels().heads_forward_kernel[l * cdiv(l, tile), b](
             pair, weight, present, out, l, c, len(weight), eps, fill,
             DOT=dot, PRECISION=precision, BJ=tile, BC=width(c), BH=width(len(weight)), num_warps=4,
         )  # fmt: skip
@@ -115,12 +116,12 @@ def heads_gradients(dout: Tensor, pair: Tensor, weight: Tensor, present: Tensor,
     """Of the map, and of the weight (h, c) in float32."""
     b, l, _, c = pair.shape
     tile = cells_of(l)
-    programs = few(b * l * triton.cdiv(l, tile), pair.device)
+    programs = few(b * l * cdiv(l, tile), pair.device)
     dpair = torch.empty_like(pair)
     sums = pair.new_empty((programs, len(weight), c), dtype=torch.float32)
     dot, precision = dot_type(pair.dtype)
     with device_of(pair):
-        kernels.heads_backward_kernel[(programs,)](
+        kernels().heads_backward_kernel[(programs,)](
             dout, pair, weight, present, dpair, sums, l, c, len(weight), b * l, eps,
             DOT=dot, PRECISION=precision, BJ=tile, BC=width(c), BH=width(len(weight)), num_warps=4,
         )  # fmt: skip
@@ -170,7 +171,7 @@ def _(dout, pair, weight, present, eps):
 
 def as_seen(function, its_operator):
     """The function, or to torch.compile its operator."""
-    return its_operator if torch.compiler.is_compiling() else function
+    return its_operator if traced() else function
 
 
 class OuterAndNorm(torch.autograd.Function):

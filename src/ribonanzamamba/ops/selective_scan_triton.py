@@ -1,16 +1,13 @@
 """Launches the kernels of `selective_scan_kernels.py`: shapes, buffers, launch tables, the gradient, and operators that
-torch.compile sees as one node. Needs Triton; `backend.py` says when it can run."""
+torch.compile sees as one node. A launch needs Triton; `backend.py` says when it can run."""
 
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops import selective_scan_kernels as kernels
-from ribonanzamamba.ops.backend import device_of, processors
+from ribonanzamamba.ops.backend import cdiv, device_of, next_power_of_2, on_launch, processors, traced
 from ribonanzamamba.ops.recurrence import copies_a_position
 from ribonanzamamba.ops.ssd_triton import dense_rows, merge
 
@@ -25,6 +22,9 @@ PROGRAMS_A_PROCESSOR = 8
 """One warp each: two for each of a multiprocessor's schedulers, so that one's waiting is hidden by the other."""
 FORWARD_STAGES, BACKWARD_STAGES = 4, 4
 """Blocks whose loads are under way at once."""
+
+
+kernels = on_launch("selective_scan_kernels")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def plan(
     steps = length if order is None else order.shape[1]
     parts = copies_a_position(x, dt)
     groups, state = B.shape[2] // parts, B.shape[3]
-    BN = triton.next_power_of_2(state)
+    BN = next_power_of_2(state)
     T = BACKWARD_STEPS if backward else FORWARD_STEPS
     if backward:
         W = 8 if BN < 64 else 4
@@ -94,13 +94,13 @@ def plan(
     else:
         W = min(32, max(4, 32 * FORWARD_NUMBERS // BN))
         R = 1
-    tiles_a_group = triton.cdiv(width // groups, R * W)
-    blocks = triton.cdiv(steps, T)
+    tiles_a_group = cdiv(width // groups, R * W)
+    blocks = cdiv(steps, T)
     programs = directions * batch * groups * tiles_a_group
     wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // programs)
     segments = max(1, min(wanted, blocks // FEWEST_BLOCKS))
-    blocks_a_segment = triton.cdiv(blocks, segments)
-    segments = triton.cdiv(blocks, blocks_a_segment)
+    blocks_a_segment = cdiv(blocks, segments)
+    segments = cdiv(blocks, blocks_a_segment)
     return Plan(
         batch, length, width, state, steps, groups, directions, parts, T, BN, R, W, tiles_a_group, blocks, segments,
         blocks_a_segment,
@@ -113,6 +113,8 @@ def strides(tensor: Tensor | None) -> tuple[int, ...]:
 
 def offset_type(*tensors: Tensor | None):
     """Integers that hold every offset inside a batch row: 64 bits only where they are needed."""
+    import triton.language as tl
+
     largest = max(tensor.shape[1] * max(tensor.stride(1), tensor.shape[2]) for tensor in tensors if tensor is not None)
     return tl.int64 if largest >= 2**31 else tl.int32
 
@@ -134,7 +136,7 @@ def forward(
     y = x.new_empty((cut.parts, *x.shape) if cut.parts > 1 else x.shape)
     state = (cut.state, cut.width)
     last = x.new_empty((cut.rows, *state) if return_last else 0, dtype=torch.float32)
-    kept = triton.cdiv(cut.steps, BACKWARD_STEPS)
+    kept = cdiv(cut.steps, BACKWARD_STEPS)
     states = x.new_empty((cut.rows, kept, *state) if keep else 0, dtype=torch.float32)
     ungated = x.new_empty(x.shape if keep and z is not None else 0)
     entering = start
@@ -143,7 +145,7 @@ def forward(
             entering = segment_states(
                 x, dt, A, B, None, bias, lengths, order, start, softplus, reverse, 1.0, cut, False
             )  # fmt: skip
-        kernels.forward_kernel[cut.grid](
+        kernels().forward_kernel[cut.grid](
             x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, order, entering, y, ungated, last,
             states, *cut.sizes, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
@@ -168,14 +170,14 @@ def segment_states(
     """The state that enters each segment (rows, segments, n, d); `backward`: its gradient, from the other end."""
     local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
     whole = v.new_empty((cut.rows, cut.segments, cut.width), dtype=torch.float32)
-    kernels.segment_kernel[cut.grid](
+    kernels().segment_kernel[cut.grid](
         v, dt, A, K, z, bias, lengths, order, local, whole, *cut.sizes, scale,
         *strides(v), *strides(dt), *K.stride()[:3], *strides(z),
         REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
         HAS_LENGTHS=lengths is not None, BACKWARD=backward, OFFSET=offset_type(v, dt, K, z), STAGES=FORWARD_STAGES,
         **cut.order(order), **cut.tile,
     )  # fmt: skip
-    kernels.pass_kernel[(cut.rows, triton.cdiv(cut.width, 32))](
+    kernels().pass_kernel[(cut.rows, cdiv(cut.width, 32))](
         local, whole, A, start, None, cut.batch, cut.width, cut.state, cut.segments,
         HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=False, BN=cut.BN, BD=32, num_warps=1,
     )  # fmt: skip
@@ -206,7 +208,7 @@ def backward(
             entering = segment_states(
                 dy, dt, A, C, z, bias, lengths, order, dlast, softplus, reverse, scale, cut, True
             )  # fmt: skip
-        kernels.backward_kernel[cut.grid](
+        kernels().backward_kernel[cut.grid](
             x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, dy, entering,
             dx, ddt, dB, dC, dz, dstart, dA, sums,
             *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
@@ -271,7 +273,7 @@ class SelectiveScan(torch.autograd.Function):
         ctx, x, dt, A, B, C, D, z, bias, lengths, order, start, softplus, reverse, directions, scale, return_last
     ):  # fmt: skip
         # the operators cost some 20 microseconds a call: only where a compiler looks
-        operator = forward_operator if torch.compiler.is_compiling() else forward
+        operator = forward_operator if traced() else forward
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
         y, last, states, ungated = operator(
@@ -288,7 +290,7 @@ class SelectiveScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dlast):
         x, dt, A, B, C, D, z, bias, lengths, order, states, ungated = ctx.saved_tensors
-        operator = backward_operator if torch.compiler.is_compiling() else backward
+        operator = backward_operator if traced() else backward
         if dy is None:
             dy = torch.zeros_like(x)
         if dlast is not None:

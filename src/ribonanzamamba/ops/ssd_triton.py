@@ -1,15 +1,13 @@
 """Launches the kernels of `ssd_kernels.py`: shapes, buffers, launch tables, the gradient, and operators that
-torch.compile sees as one node. Needs Triton; `backend.py` says when it can run."""
+torch.compile sees as one node. A launch needs Triton; `backend.py` says when it can run."""
 
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops import ssd_kernels as kernels
-from ribonanzamamba.ops.backend import device_of, dot_type, processors
+from ribonanzamamba.ops.backend import cdiv, device_of, dot_type, next_power_of_2, on_launch, processors, traced
 
 LONGEST_CHUNK = 32
 """Positions a chunk: the tiles of 64 spill registers in the backward pass, which then takes half as long again."""
@@ -22,6 +20,9 @@ PROGRAMS_A_PROCESSOR = 2
 """With more, in shorter segments, finding the states that enter them costs more than the waiting that it hides."""
 FEWEST_CHUNKS = 4
 """Chunks a segment: shorter ones spend more on finding the state that enters them than they gain."""
+
+
+kernels = on_launch("ssd_kernels")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Plan:
 
 
 def chunk_size(length: int) -> int:
-    return min(LONGEST_CHUNK, max(16, triton.next_power_of_2(length)))
+    return min(LONGEST_CHUNK, max(16, next_power_of_2(length)))
 
 
 def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Plan:
@@ -62,16 +63,16 @@ def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Pl
     batch, length, heads, width = x.shape
     groups, state = B.shape[2] // directions, B.shape[3]
     Q = chunk_size(length)
-    BN = max(16, triton.next_power_of_2(state))
+    BN = max(16, next_power_of_2(state))
     widest = max(16, min(WIDEST_TILE, LARGEST_STATE_TILE // BN)) if backward else WIDEST_TILE
-    BP = min(widest, max(16, triton.next_power_of_2(width)))
-    tiles = triton.cdiv(width, BP)
-    chunks = triton.cdiv(length, Q)
+    BP = min(widest, max(16, next_power_of_2(width)))
+    tiles = cdiv(width, BP)
+    chunks = cdiv(length, Q)
     programs = directions * batch * heads * tiles
     wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // max(1, programs))
     segments = max(1, min(wanted, chunks // FEWEST_CHUNKS))
-    chunks_a_segment = triton.cdiv(chunks, segments)
-    segments = triton.cdiv(chunks, chunks_a_segment)
+    chunks_a_segment = cdiv(chunks, segments)
+    segments = cdiv(chunks, chunks_a_segment)
     return Plan(
         batch, length, heads, width, groups, state, directions,
         Q, BN, BP, tiles, chunks, segments, chunks_a_segment,
@@ -114,7 +115,7 @@ def forward(
     with device_of(x):
         if cut.segments > 1:
             entering = segment_states(x, dt, A, B, None, bias, lengths, start, None, softplus, reverse, 1.0, cut, False)
-        kernels.forward_kernel[cut.grid](
+        kernels().forward_kernel[cut.grid](
             x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, entering, y, ungated, last, states,
             cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
             cut.chunks_a_segment, cut.segments, cut.chunks,
@@ -134,9 +135,9 @@ def merge(
 ) -> Tensor:  # fmt: skip
     _, batch, length, heads, width = y.shape
     out = torch.empty_like(y[0])
-    block = triton.next_power_of_2(heads * width)
+    block = next_power_of_2(heads * width)
     rows = max(1, 4096 // block)
-    kernels.merge_kernel[(triton.cdiv(batch * length, rows),)](
+    kernels().merge_kernel[(cdiv(batch * length, rows),)](
         y, x, D, z, lengths, out, ungated, length, heads, width, batch * length, scale, *strides(x), *strides(z),
         HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, KEEP=keep, ROWS=rows, BLOCK=block,
         num_warps=8 if block >= 512 else 4,
@@ -153,7 +154,7 @@ def segment_states(
     local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
     left = v.new_empty((cut.rows, cut.segments), dtype=torch.float32)
     dot, precision = dot_type(v.dtype)
-    kernels.segment_kernel[cut.grid](
+    kernels().segment_kernel[cut.grid](
         v, dt, A, K, z, bias, lengths, local, left,
         cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
         cut.chunks_a_segment, cut.segments, cut.chunks, scale,
@@ -162,8 +163,8 @@ def segment_states(
         HAS_LENGTHS=lengths is not None, BACKWARD=backward, Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision,
         num_warps=4, num_stages=2,
     )  # fmt: skip
-    block = min(1024, triton.next_power_of_2(size))
-    kernels.pass_kernel[(cut.rows, triton.cdiv(size, block))](
+    block = min(1024, next_power_of_2(size))
+    kernels().pass_kernel[(cut.rows, cdiv(size, block))](
         local, left, start, last, size, cut.segments,
         HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=last is not None, BLOCK=block, num_warps=4,
     )  # fmt: skip
@@ -193,7 +194,7 @@ def backward(
         entering = dlast
         if cut.segments > 1:
             entering = segment_states(dy, dt, A, C, z, bias, lengths, dlast, None, softplus, reverse, scale, cut, True)
-        kernels.backward_kernel[cut.grid](
+        kernels().backward_kernel[cut.grid](
             x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, entering, dx, ddt, dB, dC, dz, dstart, sums,
             cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
             cut.chunks_a_segment, cut.segments, cut.chunks, scale,
@@ -255,7 +256,7 @@ class Ssd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, return_last):
         # the operators cost some 20 microseconds a call: only where a compiler looks
-        operator = forward_operator if torch.compiler.is_compiling() else forward
+        operator = forward_operator if traced() else forward
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
         y, last, states, ungated = operator(
@@ -272,7 +273,7 @@ class Ssd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dlast):
         x, dt, A, B, C, D, z, bias, lengths, states, ungated = ctx.saved_tensors
-        operator = backward_operator if torch.compiler.is_compiling() else backward
+        operator = backward_operator if traced() else backward
         if dy is None:
             dy = torch.zeros_like(x)
         if dlast is not None:

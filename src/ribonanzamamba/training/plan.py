@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.data.splits import padded_length
+from ribonanzamamba.ops.backend import kernels_assumed
 from ribonanzamamba.training.config import Config
 from ribonanzamamba.training.loss import losses
 from ribonanzamamba.training.start import build_network, freeze
@@ -29,24 +30,26 @@ GIB = 2**30
 class Measured:
     """What was fitted to measurements on a GPU (`benchmarks/training_plan.py`)."""
 
-    memory_factor: float = 0.83
-    """Peak of the allocator over the traced peak: a GPU's kernels of attention and norms keep fewer tensors."""
-    recomputed_factor: float = 1.07
-    """The same, a further factor, where activations are thrown away and computed again (`training.checkpointing`)."""
-    memory_extra_gib: float = 0.015
+    memory_factor: float = 0.95
+    """Peak of the allocator over the traced peak: a GPU's attention keeps fewer tensors."""
+    memory_extra_gib: float = 0.006
     """Independent of the batch: libraries' buffers, GiB."""
-    bytes_per_second: float = 3.0e12
+    bytes_per_second: float = 1.9e12
     """Of the traced bytes."""
-    flops_per_second: float = 1.1e14
+    flops_per_second: float = 7.9e14
     """Of the traced multiplications, bfloat16."""
-    launch_seconds: float = 2.5e-5
-    """Host time an operation: what bounds a step of few nucleotides."""
+    kernel_seconds: float = 6.6e-6
+    """Of the device, an operation, however small."""
+    launch_seconds: float = 9e-5
+    """Host time an operation, backward pass and optimizer included: what bounds a step of few nucleotides."""
+    step_seconds: float = 2.4e-2
+    """Host time of a step whose passes are recorded (`training.graphs`): optimizer and average."""
 
 
 MEASURED = Measured()
-"""One H100, bfloat16, PyTorch 2.11 (docs/experiments.md, 2026-11-25). Memory is within 19 % of what was measured for 15
-settings that were not fitted (other networks, lengths, checkpointing), time within 26 %, all but one within 19 %: most
-of those steps wait for the host, whose time varied by a third."""
+"""One H100, bfloat16, PyTorch 2.11 (docs/experiments.md, 2026-11-25). Of 16 settings that were not fitted (other
+networks, lengths, checkpointing) memory is within 4 % of what was measured; time is within 14 % for the 5 with recorded
+passes, and within 33 % for the others, which wait for a host whose time varied by a third."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,6 @@ class Plan:
     """Weights, gradients, optimizer and averaged weights."""
     passes: tuple[Pass, ...]
     coordinate_steps: int
-    recomputes: bool = False
-    """Whether activations are checkpointed."""
     graphs: bool = False
     """Whether the device gets each pass as a whole and not an operation at a time."""
     measured: Measured = MEASURED
@@ -83,13 +84,14 @@ class Plan:
     def memory_gib(self) -> float:
         """Peak on a GPU, as `torch.cuda.max_memory_allocated` counts."""
         largest = max(each.peak_bytes for each in self.passes)
-        factor = self.measured.memory_factor * (self.measured.recomputed_factor if self.recomputes else 1.0)
-        return (self.resident_bytes + factor * largest) / GIB + self.measured.memory_extra_gib
+        return (self.resident_bytes + self.measured.memory_factor * largest) / GIB + self.measured.memory_extra_gib
 
     def seconds(self, each: Pass) -> float:
         """Time of a pass on a GPU."""
         device = each.moved_bytes / self.measured.bytes_per_second + each.flops / self.measured.flops_per_second
-        return device if self.graphs else max(device, each.operations * self.measured.launch_seconds)
+        device += each.operations * self.measured.kernel_seconds
+        host = self.measured.step_seconds if self.graphs else each.operations * self.measured.launch_seconds
+        return max(device, host)
 
     @property
     def seconds_per_step(self) -> float:
@@ -121,7 +123,7 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
     """
     data = config.data
     passes = []
-    with FakeTensorMode():
+    with FakeTensorMode(), kernels_assumed():
         network = build(config).train()
         freeze(network, config.training.freeze)
         if config.training.checkpointing != "off":
@@ -147,7 +149,7 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
         resident //= processes
     return Plan(
         total, trained, resident, tuple(passes), data.coordinate_steps,
-        recomputes=training.checkpointing != "off", graphs=training.graphs,
+        graphs=training.graphs,
     )  # fmt: skip
 
 
@@ -162,7 +164,7 @@ def trace_fake(
     config: Config, checkpointing: str, tasks: tuple[str, ...], examples: int, length: int
 ) -> tuple[Pass, int]:
     """One pass of a network of the config over a batch of a given shape, traced, and the number of parameters."""
-    with FakeTensorMode():
+    with FakeTensorMode(), kernels_assumed():
         network = build_network(config).train()
         network.checkpoint_activations(checkpointing)
         traced = trace(network, tasks, examples, length, config)
