@@ -1,6 +1,8 @@
 """The network: nothing but an RNA itself changes its prediction, all of the RNA does, and all parameters learn."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -229,3 +231,21 @@ def test_reactivity_alone_is_the_same(small_network):
     tokens, mask = pad([random_rna(30, 0)], 32)
     alone, with_pairs = small_network(tokens, mask, ("reactivity",)), small_network(tokens, mask)
     assert torch.equal(alone.reactivity, with_pairs.reactivity)
+
+
+def test_importing_makes_no_tensor():
+    """PyTorch reads THP_MEM_ALLOC_ENABLE, a third of the time of long RNAs, when it makes its first."""
+    code = """
+import sys
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+class Nothing(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        sys.exit(f"{function} while importing")
+
+with Nothing():
+    import ribonanzamamba.cli, ribonanzamamba.prediction.folder, ribonanzamamba.training.loop
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -35,8 +35,6 @@ EXACT_OFFSET = 32
 LARGEST_OFFSET = 256
 OFFSET_BINS = 12
 """Relative positions: exact to the first, logarithmic bins to the second, nucleotides."""
-LOG_OCTAVES = torch.tensor(LARGEST_OFFSET / EXACT_OFFSET).log().item()
-"""Float32's: the bins of trained networks have its rounding."""
 LEAST_PRIOR = 1e-3
 """Prior probability from which the logarithm of it counts."""
 PRIOR_GAIN = 4.0
@@ -232,7 +230,9 @@ def offset_bins(length: int, device: torch.device | str = "cpu") -> Int[Tensor, 
     position = torch.arange(length, device=device)
     offset = position[None, :] - position[:, None]
     distance = offset.abs()
-    octaves = torch.log(distance.clamp(min=EXACT_OFFSET) / EXACT_OFFSET) / LOG_OCTAVES
+    # filled on the device: a number copied from the host would make it wait
+    all_octaves = torch.full((), LARGEST_OFFSET / EXACT_OFFSET, device=device).log()
+    octaves = torch.log(distance.clamp(min=EXACT_OFFSET) / EXACT_OFFSET) / all_octaves
     far = EXACT_OFFSET + (octaves * OFFSET_BINS).long().clamp(max=OFFSET_BINS)
     binned = torch.where(distance <= EXACT_OFFSET, distance, far)
     return EXACT_OFFSET + OFFSET_BINS + offset.sign() * binned

@@ -112,7 +112,7 @@ class Plan:
                 f"{each.peak_bytes / GIB:.2f} GiB, {self.seconds(each):.3f} s"
             )
         lines.append(f"peak memory          {self.memory_gib:.2f} GiB (expected)")
-        lines.append(f"time a step          {self.seconds_per_step:.3f} s (expected, one H200, bfloat16)")
+        lines.append(f"time a step          {self.seconds_per_step:.3f} s (expected, one H100, bfloat16)")
         return "\n".join(lines)
 
 
