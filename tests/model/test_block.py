@@ -81,3 +81,49 @@ def test_the_pair_track_stays_where_nothing_updates_or_reads_it(block):
     config = ModelConfig(width=16, pair_width=8, heads=2, d_state=4, head_width=8)
     still = Block(config, dilation=1, updates_pair=False).double().eval()
     assert torch.equal(still(*arguments)[1], arguments[1])
+
+
+def mixed(mixing: str, **values) -> Block:
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, pair_width=8, heads=2, d_state=4, head_width=8, mixing=mixing)
+    return Block(config, dilation=1, **values).double()
+
+
+@torch.no_grad()
+def test_a_sum_has_no_gate():
+    block = mixed("sum")
+    x, pair, mask, lengths = inputs(7, (7, 4))
+    h = block.mixer_norm(x)
+    torch.testing.assert_close(
+        block.mix(h, pair, mask, lengths), block.attention(h, pair, mask) + block.mamba(h, lengths)
+    )
+    assert block.gate is None and block.branches == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["attention", "mamba"])
+def test_one_mixer_after_the_other(first):
+    block = mixed(f"{first}-first")
+    x, pair, mask, lengths = inputs(7, (7, 4))
+    mixers = [lambda h: block.attention(h, pair, mask), lambda h: block.mamba(h, lengths)]
+    h = x + block.convolution(x, mask)
+    for norm, mixer in zip(
+        (block.mixer_norm, block.second_norm), mixers if first == "attention" else mixers[::-1], strict=True
+    ):
+        h = h + mixer(norm(h))
+    h = h + block.feed_out(F.gelu(block.feed_in(block.feed_norm(h))))
+    torch.testing.assert_close(block(x, pair, mask, lengths)[0], h)
+    assert block.branches == 4
+
+
+@torch.no_grad()
+def test_a_scan_over_the_pair_map_follows_the_update():
+    block = mixed("gate", scans_pair=True)
+    x, pair, mask, lengths = inputs(7, (7, 4))
+    both = mask[:, :, None] & mask[:, None, :]
+    h, got = block(x, pair, mask, lengths)
+    updated = block.pair_update(h, pair, mask)
+    expected = updated + block.pair_scan(block.pair_scan_norm(updated), both)
+    torch.testing.assert_close(got, expected)
+    alone = block(x[1:, :4], pair[1:, :4, :4], mask[1:, :4], lengths[1:])[1]
+    torch.testing.assert_close(got[1, :4, :4], alone[0], rtol=1e-5, atol=1e-5)

@@ -27,10 +27,11 @@ def value_and_gradients(network, mode: str):
 
 
 @pytest.mark.parametrize("mode", ["pair", "all"])
-def test_no_bit_changes_with_dropout_on(mode):
+@pytest.mark.parametrize("values", [{}, {"mixing": "mamba-first", "pair_scans": 1}], ids=str)
+def test_no_bit_changes_with_dropout_on(mode, values):
     torch.manual_seed(0)
     config = ModelConfig(
-        width=32, pair_width=16, blocks=3, heads=2, d_state=8, head_width=16, coordinate_width=24, dropout=0.3
+        width=32, pair_width=16, blocks=3, heads=2, d_state=8, head_width=16, coordinate_width=24, dropout=0.3, **values
     )
     network = RibonanzaMamba(config)
     loss, gradients, _ = value_and_gradients(network, "off")

@@ -29,6 +29,8 @@ def test_cannot_be_changed():
     [
         ({"mamba": False, "attention": False}, "got neither"),
         ({"pair_every": -1}, "pair_every"),
+        ({"pair_scans": -1}, "pair_scans"),
+        ({"mixing": "product"}, "mixing"),
         ({"tasks": ("folding",)}, "tasks"),
         ({"tasks": ()}, "tasks"),
     ],

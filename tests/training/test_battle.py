@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from ribonanzamamba.cli import app
@@ -181,10 +182,16 @@ def test_results_are_plain_json(overrides, tmp_path):
 
 def test_the_battle_of_the_repository_can_be_read():
     battle = read_battle(ROOT / "configs" / "battle.toml")
-    assert [budget.key for budget in battle.budgets] == ["6-epochs", "16-epochs", "10-minutes"]
+    assert [budget.key for budget in battle.budgets] == ["6-epochs", "16-epochs", "10-minutes", "2-minutes"]
     # 15,232 sequences in batches of 64
     config = battle.run_config(RunKey("ribonanzanet-published", "16-epochs", 0), 238)
     assert config.training.steps == 3808 and config.training.optimizer == "radam"
     published, fixed = (battle.contestant(f"ribonanzanet-{name}") for name in ("published", "fixed"))
     assert published.model.weak_attention_mask and not fixed.model.weak_attention_mask
     assert published.build(config).blocks[0].double_residual
+    ablations = [contestant for contestant in battle.contestants if contestant.ablation_of]
+    assert len(ablations) >= 12 and all(each.budgets == ("2-minutes",) for each in ablations)
+    # the shape of every one can be
+    for contestant in ablations:
+        with FakeTensorMode():
+            contestant.build(config)

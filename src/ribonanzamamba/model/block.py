@@ -1,5 +1,7 @@
 """One block of the trunk: convolution, then state space beside attention joined by a
-gate (or one of the two alone), then feed-forward, then the pair track."""
+gate (or otherwise, or one of the two alone), then feed-forward, then the pair track."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -7,17 +9,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ribonanzamamba.layers import BiMamba, PairBiasedAttention, PairUpdate, RMSNorm, SeparableConvolution
+from ribonanzamamba.layers import BiMamba, Mamba2D, PairBiasedAttention, PairUpdate, RMSNorm, SeparableConvolution
 from ribonanzamamba.model.config import ModelConfig
 
-DROPPED = 3
-"""Branches of a block with dropout: convolution, mixer, feed-forward."""
+PAIR_STATE = 8
+"""State size of a scan over the pair map."""
 
 
 class Block(nn.Module):
-    """Sequence track and pair track, each informed by the other; without `updates_pair` the pair track stays."""
+    """Sequence track and pair track, each informed by the other; without `updates_pair` the pair track stays, with
+    `scans_pair` its update is followed by a scan over the map."""
 
-    def __init__(self, config: ModelConfig, *, dilation: int, updates_pair: bool = True):
+    def __init__(
+        self, config: ModelConfig, *, dilation: int, updates_pair: bool = True, scans_pair: bool = False
+    ):  # fmt: skip
         super().__init__()
         width = config.width
         self.convolution = SeparableConvolution(width, config.kernels)
@@ -28,11 +33,20 @@ class Block(nn.Module):
             if config.mamba
             else None
         )
-        self.gate = nn.Linear(2 * width, width) if config.attention and config.mamba else None
+        both = config.attention and config.mamba
+        self.gate = nn.Linear(2 * width, width) if both and config.mixing == "gate" else None
+        self.second_norm = RMSNorm(width) if both and config.mixing.endswith("first") else None
+        self.mamba_first = config.mixing == "mamba-first"
         self.feed_norm = RMSNorm(width)
         self.feed_in = nn.Linear(width, config.feed_forward * width)
         self.feed_out = nn.Linear(config.feed_forward * width, width)
         self.pair_update = PairUpdate(width, config.pair_width, dilation=dilation) if updates_pair else None
+        self.pair_scan_norm = RMSNorm(config.pair_width) if updates_pair and scans_pair else None
+        self.pair_scan = (
+            Mamba2D(config.pair_width, directions="efficient", d_state=PAIR_STATE, expand=1)
+            if updates_pair and scans_pair
+            else None
+        )
         self.dropout = config.dropout
         self.checkpoint_pair = False
         """Whether what reads and writes the pair track is computed again in the backward pass."""
@@ -46,15 +60,36 @@ class Block(nn.Module):
         pair_is_read: bool = True,
         kept: Float[Tensor, "branch batch length width"] | None = None,
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
-        """Both tracks; the pair track unchanged where nothing reads it afterwards. `kept` is dropout's: 1 where a value
-        of the DROPPED branches stays, 0 elsewhere; None: all stay."""
-        convolution, mixer, feed_forward = (None, None, None) if kept is None else kept
-        x = self.add(x, self.convolution(x, mask), convolution)
-        x = self.add(x, self.mix(self.mixer_norm(x), pair, mask, lengths), mixer)
-        x = self.add(x, self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))), feed_forward)
+        """Both tracks; the pair track unchanged where nothing reads it afterwards. `kept` is dropout's, for the
+        `branches` of the sequence track: 1 where a value stays, 0 elsewhere; None: all stay."""
+        choices = iter([None] * self.branches if kept is None else kept)
+        x = self.add(x, self.convolution(x, mask), next(choices))
+        if self.second_norm is None:
+            x = self.add(x, self.mix(self.mixer_norm(x), pair, mask, lengths), next(choices))
+        else:
+            for norm, scans in ((self.mixer_norm, self.mamba_first), (self.second_norm, not self.mamba_first)):
+                h = norm(x)
+                x = self.add(x, self.mamba(h, lengths) if scans else self.attend(h, pair, mask), next(choices))
+        x = self.add(x, self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))), next(choices))
         if self.pair_update is None or not pair_is_read:
             return x, pair
-        return x, recomputed(self.pair_update, x, pair, mask, wanted=self.checkpoint_pair)
+        return x, recomputed(self.update_pair, x, pair, mask, wanted=self.checkpoint_pair)
+
+    @property
+    def branches(self) -> int:
+        """Of the sequence track: convolution, one mixer or two, feed-forward."""
+        return 3 if self.second_norm is None else 4
+
+    def update_pair(self, x: Tensor, pair: Tensor, mask: Tensor) -> Tensor:
+        """The pair track after its update."""
+        pair = self.pair_update(x, pair, mask)
+        if self.pair_scan is None:
+            return pair
+        return pair + self.pair_scan(self.pair_scan_norm(pair), mask[:, :, None] & mask[:, None, :])
+
+    def attend(self, h: Tensor, pair: Tensor, mask: Tensor) -> Tensor:
+        """What the attention says."""
+        return recomputed(self.attention, h, pair, mask, wanted=self.checkpoint_pair)
 
     def add(self, x: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
         """The track with a branch added, of which those values are kept."""
@@ -67,20 +102,24 @@ class Block(nn.Module):
         mask: Bool[Tensor, "batch length"],
         lengths: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch length width"]:
-        """What the positions learn of each other: by attention, by the state space, or by a gate's share of both."""
+        """What the positions learn of each other: by attention, by the state space, by a gate's share of both, or by
+        their sum."""
         if self.attention is None:
             return self.mamba(h, lengths)
-        attended = recomputed(self.attention, h, pair, mask, wanted=self.checkpoint_pair)
+        attended = self.attend(h, pair, mask)
         if self.mamba is None:
             return attended
         scanned = self.mamba(h, lengths)
+        if self.gate is None:
+            return attended + scanned
         gate = torch.sigmoid(self.gate(torch.cat([attended, scanned], dim=-1)))
         return gate * attended + (1 - gate) * scanned
 
 
-def recomputed(module: nn.Module, *inputs, wanted: bool):
-    """What a module makes of its inputs; where `wanted`, in training, its activations are not kept but computed again
-    in the backward pass: value and gradients are the same bits. There is nothing random inside."""
+def recomputed(function: Callable, *inputs, wanted: bool):
+    """What a module (or a method of one) makes of its inputs; where `wanted`, in training, its activations are not kept
+    but computed again in the backward pass: value and gradients are the same bits. There is nothing random inside."""
+    module = function if isinstance(function, nn.Module) else function.__self__
     if wanted and module.training and torch.is_grad_enabled():
-        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return module(*inputs)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return function(*inputs)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from ribonanzamamba.rna.records import PROBES
 
 TASKS = ("reactivity", "structure", "coordinates")
+MIXINGS = ("gate", "sum", "attention-first", "mamba-first")
 
 Sizes = TypeVar("Sizes", bound="PlainValues")
 
@@ -61,8 +62,14 @@ class ModelConfig(PlainValues):
     """The state space is there; without it attention alone mixes the positions."""
     attention: bool = True
     """Attention is there; without it the state space alone mixes the positions."""
+    mixing: str = "gate"
+    """How attention and the state space stand to each other: side by side, joined by a learned "gate" or by their
+    "sum", or one after the other, "attention-first" or "mamba-first"."""
     pair_every: int = 1
     """The pair track is updated after every so many blocks; 0: never, it stays as it was embedded."""
+    pair_scans: int = 0
+    """So many of the pair track's updates, the last ones before the last block, are followed by a state space over the pair map, scanned in
+    the four phases of even and odd rows and columns."""
     coordinate_width: int = 192
     """Channels of the coordinate module."""
     coordinate_layers: int = 4
@@ -84,7 +91,10 @@ class ModelConfig(PlainValues):
             raise ValueError(
                 f"model.error_factors: expected none or {len(self.probes)}, one a probe, got {len(self.error_factors)}"
             )
-        if self.pair_every < 0:
-            raise ValueError(f"model.pair_every: expected at least 0, got {self.pair_every}")
+        if self.mixing not in MIXINGS:
+            raise ValueError(f"model.mixing: expected one of {MIXINGS}, got {self.mixing!r}")
+        for name in ("pair_every", "pair_scans"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name}: expected at least 0, got {getattr(self, name)}")
         if not self.tasks or set(self.tasks) - set(TASKS):
             raise ValueError(f"model.tasks: expected some of {TASKS}, got {self.tasks}")

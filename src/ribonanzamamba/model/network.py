@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ribonanzamamba.model.block import DROPPED, Block, recomputed
+from ribonanzamamba.model.block import Block, recomputed
 from ribonanzamamba.model.config import TASKS, ModelConfig
 from ribonanzamamba.model.coordinates import CoordinateModule, expected_plddt
 from ribonanzamamba.model.heads import PairHead, ReactivityHead, pair_probability
@@ -108,12 +108,17 @@ class RibonanzaMamba(nn.Module):
         self.nucleotide = nn.Embedding(TOKENS, config.width)
         self.nucleotide_pair = nn.Embedding(TOKENS * TOKENS, config.pair_width)
         self.offset = nn.Embedding(2 * (EXACT_OFFSET + OFFSET_BINS) + 1, config.pair_width)
+        updated = [k for k in range(config.blocks) if config.pair_every > 0 and (k + 1) % config.pair_every == 0]
+        # the last block's update is for heads that read pairs alone
+        inner = [k for k in updated if k < config.blocks - 1]
+        scanned = inner[len(inner) - min(config.pair_scans, len(inner)) :]
         self.blocks = nn.ModuleList(
             [
                 Block(
                     config,
                     dilation=config.dilations[k % len(config.dilations)],
-                    updates_pair=config.pair_every > 0 and (k + 1) % config.pair_every == 0,
+                    updates_pair=k in updated,
+                    scans_pair=k in scanned,
                 )
                 for k in range(config.blocks)
             ]
@@ -202,7 +207,7 @@ class RibonanzaMamba(nn.Module):
             return [None] * len(self.blocks)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        kept = x.new_empty((len(self.blocks), DROPPED, *x.shape), dtype=dtype).bernoulli_(1 - rate)
+        kept = x.new_empty((len(self.blocks), self.blocks[0].branches, *x.shape), dtype=dtype).bernoulli_(1 - rate)
         return kept.unbind()
 
     def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:
