@@ -57,6 +57,8 @@ class PassGraphs:
         self.seen: set[Hashable] = set()
         self.without: set[Hashable] = set()
         """Shapes that are not recorded: nothing to minimise, or beyond MOST_GRAPHS."""
+        self.full = False
+        """Whether a shape came beyond MOST_GRAPHS."""
         self.pool: tuple[int, int] | None = None
 
     def add_gradients(self, tasks: tuple[str, ...], batch: Batch, counts: Tensor, forward: Forward) -> Tensor:
@@ -73,8 +75,9 @@ class PassGraphs:
             return values
         if key not in self.recorded:
             if len(self.recorded) >= MOST_GRAPHS:
-                if not self.without:
+                if not self.full:
                     logger.warning("training.graphs: more than %d shapes; batches of others run without", MOST_GRAPHS)
+                self.full = True
                 self.without.add(key)
                 return self.add_gradients(tasks, batch, counts, forward)
             self.recorded[key] = self.record(batch, counts, forward)
