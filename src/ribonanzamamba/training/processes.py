@@ -123,8 +123,11 @@ def joined(device: str, parallel: str = "replicate") -> Iterator[Processes]:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+    processes = Processes(place, dist.get_rank(), dist.get_world_size(), shards=parallel == "shard")
     try:
-        yield Processes(place, dist.get_rank(), dist.get_world_size(), shards=parallel == "shard")
+        yield processes
+        # nobody leaves while another still writes: the first one, left alone, was seen to abort on its way out
+        processes.wait()
     finally:
         dist.destroy_process_group()
 
