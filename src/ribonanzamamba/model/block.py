@@ -18,7 +18,7 @@ PAIR_STATE = 8
 
 class Block(nn.Module):
     """Sequence track and pair track, each informed by the other; without `updates_pair` the pair track stays, with
-    `scans_pair` its update is followed by a scan over the map."""
+    `scans_pair` too its update is followed by a scan over the map."""
 
     def __init__(
         self, config: ModelConfig, *, dilation: int, updates_pair: bool = True, scans_pair: bool = False
@@ -41,11 +41,9 @@ class Block(nn.Module):
         self.feed_in = nn.Linear(width, config.feed_forward * width)
         self.feed_out = nn.Linear(config.feed_forward * width, width)
         self.pair_update = PairUpdate(width, config.pair_width, dilation=dilation) if updates_pair else None
-        self.pair_scan_norm = RMSNorm(config.pair_width) if updates_pair and scans_pair else None
+        self.pair_scan_norm = RMSNorm(config.pair_width) if scans_pair else None
         self.pair_scan = (
-            Mamba2D(config.pair_width, directions="efficient", d_state=PAIR_STATE, expand=1)
-            if updates_pair and scans_pair
-            else None
+            Mamba2D(config.pair_width, directions="efficient", d_state=PAIR_STATE, expand=1) if scans_pair else None
         )
         self.dropout = config.dropout
         self.checkpoint_pair = False

@@ -68,8 +68,8 @@ class ModelConfig(PlainValues):
     pair_every: int = 1
     """The pair track is updated after every so many blocks; 0: never, it stays as it was embedded."""
     pair_scans: int = 0
-    """So many of the pair track's updates, the last ones before the last block, are followed by a state space over the pair map, scanned in
-    the four phases of even and odd rows and columns."""
+    """So many of the pair track's updates, the last ones before the last block, are followed by a state space over the
+    pair map, scanned in the four phases of even and odd rows and columns."""
     coordinate_width: int = 192
     """Channels of the coordinate module."""
     coordinate_layers: int = 4

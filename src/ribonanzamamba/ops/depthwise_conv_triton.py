@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops.backend import cdiv, device_of, on_launch, traced
+from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, on_launch
 
 ROWS, CHANNELS = 32, 64
 """Positions and channels a program."""
@@ -69,7 +69,7 @@ def _(dy, x, weight, bias, lengths, left, silu):
 class DepthwiseConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, lengths, left, silu):
-        operator = convolve_operator if traced() else convolve
+        operator = as_seen(convolve, convolve_operator)
         ctx.save_for_backward(x, weight, bias, lengths)
         ctx.options = left, silu
         return operator(x, weight, bias, lengths, left, silu, False)
@@ -78,7 +78,7 @@ class DepthwiseConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, weight, bias, lengths = ctx.saved_tensors
-        operator = gradients_operator if traced() else gradients
+        operator = as_seen(gradients, gradients_operator)
         if dy.stride(-1) != 1:
             dy = dy.contiguous()
         dx, dweight, dbias = operator(dy, x, weight, bias, lengths, *ctx.options)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops.backend import cdiv, device_of, next_power_of_2, on_launch, traced
+from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, next_power_of_2, on_launch
 
 TILE = 2048
 """Numbers a program holds at a time, whole rows."""
@@ -100,7 +100,7 @@ def _(dy, x, gain, eps):
 class RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gain, eps):
-        operator = normalise_operator if traced() else normalise
+        operator = as_seen(normalise, normalise_operator)
         ctx.save_for_backward(x, gain)
         ctx.eps = eps
         return operator(x, gain, eps)
@@ -109,7 +109,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, gain = ctx.saved_tensors
-        operator = gradients_operator if traced() else gradients
+        operator = as_seen(gradients, gradients_operator)
         dx, dgain = operator(dy, x, gain, ctx.eps)
         return dx, dgain.to(gain.dtype), None
 

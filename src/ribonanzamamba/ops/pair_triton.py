@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops.backend import cdiv, device_of, dot_type, next_power_of_2, on_launch, processors, traced
+from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, dot_type, next_power_of_2, on_launch, processors
 
 PROGRAMS = 2
 """For each multiprocessor, of kernels whose programs add up over many tiles."""
@@ -167,11 +167,6 @@ def _(pair, weight, present, eps, fill):
 @heads_gradients_operator.register_fake
 def _(dout, pair, weight, present, eps):
     return torch.empty_like(pair), weight.new_empty(weight.shape, dtype=torch.float32)
-
-
-def as_seen(function, its_operator):
-    """The function, or to torch.compile its operator."""
-    return its_operator if traced() else function
 
 
 class OuterAndNorm(torch.autograd.Function):

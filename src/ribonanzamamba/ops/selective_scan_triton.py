@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops.backend import cdiv, device_of, next_power_of_2, on_launch, processors, traced
+from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, next_power_of_2, on_launch, processors
 from ribonanzamamba.ops.recurrence import copies_a_position
 from ribonanzamamba.ops.ssd_triton import dense_rows, merge
 
@@ -272,8 +272,7 @@ class SelectiveScan(torch.autograd.Function):
     def forward(
         ctx, x, dt, A, B, C, D, z, bias, lengths, order, start, softplus, reverse, directions, scale, return_last
     ):  # fmt: skip
-        # the operators cost some 20 microseconds a call: only where a compiler looks
-        operator = forward_operator if traced() else forward
+        operator = as_seen(forward, forward_operator)
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
         y, last, states, ungated = operator(
@@ -290,7 +289,7 @@ class SelectiveScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dlast):
         x, dt, A, B, C, D, z, bias, lengths, order, states, ungated = ctx.saved_tensors
-        operator = backward_operator if traced() else backward
+        operator = as_seen(backward, backward_operator)
         if dy is None:
             dy = torch.zeros_like(x)
         if dlast is not None:

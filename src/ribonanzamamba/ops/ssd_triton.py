@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ribonanzamamba.ops.backend import cdiv, device_of, dot_type, next_power_of_2, on_launch, processors, traced
+from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, dot_type, next_power_of_2, on_launch, processors
 
 LONGEST_CHUNK = 32
 """Positions a chunk: the tiles of 64 spill registers in the backward pass, which then takes half as long again."""
@@ -255,8 +255,7 @@ class Ssd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, return_last):
-        # the operators cost some 20 microseconds a call: only where a compiler looks
-        operator = forward_operator if traced() else forward
+        operator = as_seen(forward, forward_operator)
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
         y, last, states, ungated = operator(
@@ -273,7 +272,7 @@ class Ssd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, dlast):
         x, dt, A, B, C, D, z, bias, lengths, states, ungated = ctx.saved_tensors
-        operator = backward_operator if traced() else backward
+        operator = as_seen(backward, backward_operator)
         if dy is None:
             dy = torch.zeros_like(x)
         if dlast is not None:

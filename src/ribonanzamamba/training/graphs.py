@@ -55,8 +55,7 @@ class PassGraphs:
         """Where the graphs add the gradient of each parameter."""
         self.recorded: dict[Hashable, Recorded] = {}
         self.seen: set[Hashable] = set()
-        self.without: set[Hashable] = set()
-        """Shapes that are not recorded: nothing to minimise, or beyond MOST_GRAPHS."""
+        """Shapes that came with something to minimise."""
         self.full = False
         """Whether a shape came beyond MOST_GRAPHS."""
         self.pool: tuple[int, int] | None = None
@@ -65,23 +64,23 @@ class PassGraphs:
         """The values of `forward`, the gradient of its loss added to that of the parameters. `forward` has to be the
         same function for the same `tasks`, shapes and mode of the network."""
         key = tasks, batch.shapes(), self.network.training
-        if key not in self.recorded and (key not in self.seen or key in self.without):
-            self.seen.add(key)
-            values, loss = forward(batch, counts)
-            if loss is None:
-                self.without.add(key)
-            else:
-                loss.backward()
-            return values
-        if key not in self.recorded:
-            if len(self.recorded) >= MOST_GRAPHS:
-                if not self.full:
-                    logger.warning("training.graphs: more than %d shapes; batches of others run without", MOST_GRAPHS)
-                self.full = True
-                self.without.add(key)
-                return self.add_gradients(tasks, batch, counts, forward)
+        if key in self.seen and key not in self.recorded and self.has_room():
             self.recorded[key] = self.record(batch, counts, forward)
-        return self.play(self.recorded[key], batch, counts)
+        if key in self.recorded:
+            return self.play(self.recorded[key], batch, counts)
+        values, loss = forward(batch, counts)
+        if loss is not None:
+            self.seen.add(key)
+            loss.backward()
+        return values
+
+    def has_room(self) -> bool:
+        """Whether another graph may be kept; says once when there is none left."""
+        room = len(self.recorded) < MOST_GRAPHS
+        if not room and not self.full:
+            logger.warning("training.graphs: more than %d shapes; batches of others run without", MOST_GRAPHS)
+        self.full = not room
+        return room
 
     def record(self, batch: Batch, counts: Tensor, forward: Forward) -> Recorded:
         """The graph of a pass over a batch of these shapes; nothing runs."""

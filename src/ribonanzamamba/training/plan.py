@@ -147,10 +147,7 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
     training = config.training
     if training.parallel == "shard":
         resident //= processes
-    return Plan(
-        total, trained, resident, tuple(passes), data.coordinate_steps,
-        graphs=training.graphs,
-    )  # fmt: skip
+    return Plan(total, trained, resident, tuple(passes), data.coordinate_steps, graphs=training.graphs)
 
 
 def resident_bytes(parameters: int, trained: int, optimizer: str) -> int:
