@@ -28,7 +28,7 @@ from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.training.config import Config, LossConfig, TrainingConfig
-from ribonanzamamba.training.graphs import PassGraphs
+from ribonanzamamba.training.graphs import StepGraphs
 from ribonanzamamba.training.optimizer import build_optimizers
 from ribonanzamamba.training.step import train_step
 
@@ -103,7 +103,7 @@ def gpu_rows(contestant: str, repeats: int) -> Iterator[dict]:
     optimizers = build_optimizers(network, config.training)
     if contestant == "compiled":
         network.fuse()
-    graphs = PassGraphs(network) if contestant == "graphs" else None
+    graphs = StepGraphs(network) if contestant == "graphs" else None
     for examples, length in COMPILED_SHAPES if contestant == "compiled" else SHAPES:
         batch = made_batch(examples, length, "cuda")
         row = measured_gpu(

@@ -97,8 +97,7 @@ def run_nasty(config: Config, steps: int, device: str, longest: int) -> dict:
         if step % 4 == 0:
             batches[("coordinates",)] = batches[BOTH]
         # read at the end: the host does not wait for the device
-        values.append(train_step(network, optimizers, batches, config))
-        average.update_parameters(network)
+        values.append(train_step(network, optimizers, batches, config, average=average))
         names.append(name)
     table = torch.stack(values).cpu()
     skipped = table[:, LOGGED.index("skipped")] > 0

@@ -84,8 +84,7 @@ class Steps:
         set_learning_rate(self.optimizers, rate, config.training)
         torch.manual_seed(step_seed(0, self.number, self.processes.rank))
         batches = {tasks: shard.batch for tasks, shard in shards.items()}
-        values = train_step(self.network, self.optimizers, batches, config, self.processes)
-        self.average.update_parameters(self.network)
+        values = train_step(self.network, self.optimizers, batches, config, self.processes, average=self.average)
         self.number += 1
         self.rnas += sum(map(len, shards.values()))
         return values

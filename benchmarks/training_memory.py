@@ -25,7 +25,7 @@ from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import CHECKPOINTING
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import Config, TrainingConfig
-from ribonanzamamba.training.graphs import PassGraphs
+from ribonanzamamba.training.graphs import StepGraphs
 from ribonanzamamba.training.optimizer import averaged, build_optimizers
 from ribonanzamamba.training.start import build_network
 from ribonanzamamba.training.step import train_step
@@ -127,13 +127,12 @@ def measure(case: Case, device: str, repeats: int) -> dict:
     torch.manual_seed(0)
     network = build_network(config).to(device)
     network.checkpoint_activations(case.checkpointing)
-    graphs = PassGraphs(network) if case.graphs and device == "cuda" else None
+    graphs = StepGraphs(network) if case.graphs and device == "cuda" else None
     average, optimizers = averaged(network, 0.999), build_optimizers(network, config.training)
     batch = made_batch(case).to(device)
 
     def step() -> None:
-        train_step(network, optimizers, {case.tasks: batch}, config, graphs=graphs)
-        average.update_parameters(network)
+        train_step(network, optimizers, {case.tasks: batch}, config, graphs=graphs, average=average)
 
     if device == "cuda":
         # what a graph needs is asked for once, when it is recorded

@@ -12,10 +12,10 @@ from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import CHECKPOINTING, RibonanzaMamba
 from ribonanzamamba.training import graphs, loop
 from ribonanzamamba.training.config import Config, TrainingConfig
-from ribonanzamamba.training.graphs import PassGraphs, Recorded
-from ribonanzamamba.training.optimizer import build_optimizers
+from ribonanzamamba.training.graphs import Recorded, RecordedEnd, StepGraphs
+from ribonanzamamba.training.optimizer import averaged, build_optimizers, device_rates, read_from, set_learning_rate
 from ribonanzamamba.training.processes import ALONE, Processes
-from ribonanzamamba.training.step import add_gradients, train_step, whole_counts
+from ribonanzamamba.training.step import LOGGED, TERMS, add_gradients, end_step, train_step, whole_counts
 
 BOTH = ("reactivity", "structure")
 SHAPE = ("coordinates",)
@@ -59,7 +59,7 @@ def made_batch(
     return Batch(("",) * examples, tokens, mask, **measured).to(device)
 
 
-class Played(PassGraphs):
+class Played(StepGraphs):
     """Runs a pass over the recorded tensors where the GPU would."""
 
     def record(self, batch, counts, forward):
@@ -74,6 +74,18 @@ class Played(PassGraphs):
             values.copy_(self.pass_over(own, own_counts, forward)[0])
 
         return Recorded(replay, own, own_counts, values.fill_(float("nan")), used)
+
+    def record_end(self, values, optimizers, end):
+        own, rates = torch.full_like(values, float("nan")), device_rates(optimizers)
+        row = torch.full((len(LOGGED),), float("nan"))
+        # a graph reads nothing else: the rates of the moment are those of the recording
+        at = [rate.fill_(float("nan")) for rate in rates]
+
+        def replay() -> None:
+            with read_from(at, optimizers):
+                row.copy_(end(own))
+
+        return RecordedEnd(replay, own, rates, row)
 
 
 class Asked(TorchDispatchMode):
@@ -94,14 +106,18 @@ class Asked(TorchDispatchMode):
 
 
 def step_values(network, batches, graphs=None, config=None) -> list[torch.Tensor]:
-    """Rows of some steps, then the weights."""
+    """Rows of some steps of different learning rates, then the weights and their averages."""
     config = config or Config(training=TrainingConfig(warmup_steps=1))
     optimizers = build_optimizers(network, config.training)
+    average = averaged(network, 0.75)
     rows = []
     for number, step in enumerate(batches):
         torch.manual_seed(number)
-        rows.append(train_step(network, optimizers, step, config, graphs=graphs))
-    return [*rows, *network.parameters()]
+        # float32 holds them as they are
+        set_learning_rate(optimizers, 2.0 ** -(9 + number % 2), config.training)
+        rows.append(train_step(network, optimizers, step, config, graphs=graphs, average=average))
+    assert average.n_averaged == len(rows)
+    return [*rows, *network.parameters(), *average.module.parameters()]
 
 
 @pytest.mark.parametrize("tasks", [BOTH, SHAPE])
@@ -116,6 +132,21 @@ def test_nothing_in_a_pass_waits_for_the_device(tasks, prior, checkpointing):
     with Asked() as asked:
         add_gradients(network, tasks, batch, config, counts)
     assert asked.names == []
+
+
+def test_nothing_in_the_end_of_a_step_waits_for_the_device():
+    network = made_network().train()
+    optimizers, average = build_optimizers(network, TrainingConfig()), averaged(network, 0.75)
+    values = torch.zeros(len(TERMS) + 1)
+    for _ in range(2):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with read_from(device_rates(optimizers), optimizers), Asked() as asked:
+            end_step(network, optimizers, average, values, Config())
+    # the number of updates so far, which the host holds
+    assert asked.names == ["_local_scalar_dense"]
+    assert average.n_averaged.device.type == "cpu"
+    assert all(isinstance(group["lr"], float) for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def test_the_test_would_see_it():
@@ -197,7 +228,7 @@ def test_a_gpu_plays_back_the_same_numbers(bfloat16, checkpointing):
         network = made_network("cuda")
         assert SMALL.dropout > 0
         network.checkpoint_activations(checkpointing)
-        graphs = PassGraphs(network) if recorded else None
+        graphs = StepGraphs(network) if recorded else None
         rows = step_values(network, steps, graphs, config)[: len(steps)]
         results.append(torch.stack(rows).nan_to_num().double())
     assert len(graphs.recorded) == 2

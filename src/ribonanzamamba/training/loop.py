@@ -22,7 +22,7 @@ from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
 from ribonanzamamba.training.config import Config, DataConfig, read_config
 from ribonanzamamba.training.display import Display
-from ribonanzamamba.training.graphs import PassGraphs
+from ribonanzamamba.training.graphs import StepGraphs
 from ribonanzamamba.training.guard import BAD_IN_A_ROW, NonFiniteError, Shard, Step, Watch, find_nonfinite
 from ribonanzamamba.training.loss import Counts
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
@@ -129,7 +129,7 @@ class Run:
             self.network.fuse()
         if processes.shards:
             shard_weights(self.network, self.average, self.optimizers, device)
-        self.graphs = PassGraphs(self.network) if settings.graphs and device.type == "cuda" else None
+        self.graphs = StepGraphs(self.network) if settings.graphs and device.type == "cuda" else None
         training, held_out = read_tables(config.data, tuple(self.network.config.probes))
         self.training = training
         self.held_out = held_out.sample(settings.valid_examples)
@@ -233,8 +233,7 @@ class Run:
         }
         torch.manual_seed(step_seed(config.training.seed, state.step, self.processes.rank))
         batches = {tasks: shard.batch for tasks, shard in shards.items()}
-        values = train_step(self.network, self.optimizers, batches, config, self.processes, self.graphs)
-        self.average.update_parameters(self.network)
+        values = train_step(self.network, self.optimizers, batches, config, self.processes, self.graphs, self.average)
         self.waiting.mark()
         state.step += 1
         state.rnas += sum(map(len, shards.values()))

@@ -77,7 +77,8 @@ class Muon(Optimizer):
                     # m + w (m - m) is m, whatever the gradient was; then p * 1 + 0 * update
                     kept = torch.where(bad, torch.stack(momenta), torch.stack(gradients))
                     gradients = list(kept.unbind())
-                    decay, rate = torch.where(bad, 1.0, decay), torch.where(bad, 0.0, rate)
+                    # a learning rate on the device may be of any dtype
+                    decay, rate = torch.where(bad, 1.0, decay).float(), torch.where(bad, 0.0, rate).float()
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 looking_ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
                 # in bfloat16, as `orthogonalize` takes them anyway

@@ -1,13 +1,16 @@
 """Optimizer, learning-rate schedule and averaged weights."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ribonanzamamba.training.config import TrainingConfig
 from ribonanzamamba.training.muon import Muon
+from ribonanzamamba.training.sharding import local
 
 OPTIMIZERS = ("muon", "adamw", "radam")
 RADAM_BETAS = (0.9, 0.999)
@@ -93,6 +96,63 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float, conf
             group["lr"] = rate * (config.matrix_rate if isinstance(optimizer, Muon) else 1.0)
 
 
-def averaged(network: nn.Module, decay: float) -> AveragedModel:
+def device_rates(optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+    """A scalar for the learning rate of every parameter group, where its parameters are."""
+    # a fused AdamW reads float32; Muon computes with it as with a number
+    return [
+        torch.full(
+            (),
+            group["lr"],
+            device=group["params"][0].device,
+            dtype=torch.float32 if "fused" in group else torch.float64,
+        )
+        for group in groups(optimizers)
+    ]
+
+
+@contextmanager
+def read_from(rates: Sequence[Tensor], optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+    """Inside, optimizers read their learning rates from `device_rates`, so that a step of theirs can be recorded."""
+    before = [dict(group) for group in groups(optimizers)]
+    for group, rate in zip(groups(optimizers), rates, strict=True):
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        # what a checkpoint holds are numbers
+        for group, old in zip(groups(optimizers), before, strict=True):
+            group.update(old)
+
+
+def groups(optimizers: list[torch.optim.Optimizer]) -> list[dict]:
+    """The parameter groups of all."""
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+class AveragedWeights(AveragedModel):
+    """Exponential moving average of a network's weights, in one operation for all of them; the first update takes the
+    weights as they are. Its state is that of PyTorch's class."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        super().__init__(network)
+        self.decay = decay
+
+    def update_parameters(self, network: nn.Module) -> None:
+        self.follow(network)
+        self.n_averaged += 1
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module) -> None:
+        """The device's part of an update."""
+        share = 1 - self.decay if self.n_averaged else 1.0
+        own, new = ([local(p.detach()) for p in module.parameters()] for module in (self.module, network))
+        torch._foreach_lerp_(own, new, share)
+        for mine, other in zip(self.module.buffers(), network.buffers(), strict=True):
+            mine.copy_(other)
+
+
+def averaged(network: nn.Module, decay: float) -> AveragedWeights:
     """Exponential moving average of the network's weights, updated by `update_parameters(network)`."""
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedWeights(network, decay)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ribonanzamamba.data.batch import Batch, no_examples
 from ribonanzamamba.training.config import Config
-from ribonanzamamba.training.graphs import PassGraphs
+from ribonanzamamba.training.graphs import StepGraphs
 from ribonanzamamba.training.loss import READ, Counts, Losses, losses, with_zeros
+from ribonanzamamba.training.optimizer import AveragedWeights
 from ribonanzamamba.training.processes import ALONE, Processes
 from ribonanzamamba.training.sharding import replicated, whole
 from ribonanzamamba.training.validation import prior_of
@@ -32,17 +33,17 @@ def train_step(
     batches: Mapping[tuple[str, ...], Batch | None],
     config: Config,
     processes: Processes = ALONE,
-    graphs: PassGraphs | None = None,
+    graphs: StepGraphs | None = None,
+    average: AveragedWeights | None = None,
 ) -> Tensor:
     """One optimizer step over one batch of each pass; returns the values named by LOGGED, on the device.
 
     Each of several processes gives its part of the batches (None: it has none) and gets the sum's gradient and values.
-    Where a loss or the gradient is not finite, no weight and no optimizer's state is changed. With `graphs`, passes are
-    recorded in them and played back.
+    Where a loss or the gradient is not finite, no weight and no optimizer's state is changed. `average` follows the
+    weights. With `graphs`, passes and the step's end are recorded in them and played back.
     """
     network.train()
     device = next(network.parameters()).device
-    nothing = torch.full((), float("nan"), device=device)
     terms = torch.full((len(TERMS),), float("nan"), device=device)
     bad = torch.zeros((), device=device)
     for tasks, batch in batches.items():
@@ -52,15 +53,39 @@ def train_step(
             terms, bad = torch.where(terms.isnan(), row, terms + row.nan_to_num(0)), bad + its_bad
     parameters = list(network.parameters())
     processes.sum_gradients(parameters)
-    losses_sum, bad = sum_values(terms, bad, processes)
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm)).to(device)
+    values = sum_values(terms, bad, processes)
+
+    def end(values: Tensor) -> Tensor:
+        return end_step(network, optimizers, average, values, config)
+
+    row = end(values) if graphs is None else graphs.end_step(values, optimizers, end)
+    if average is not None:
+        average.n_averaged += 1
+    for parameter in parameters:
+        parameter.grad = None
+    return row
+
+
+def end_step(
+    network: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    average: AveragedWeights | None,
+    values: Tensor,
+    config: Config,
+) -> Tensor:
+    """What follows once the gradients are there: the norm, clipping, the optimizers, the average. `values` are the
+    TERMS and the count of bad passes; returns the values named by LOGGED. Nothing in it waits for the device."""
+    parameters = list(network.parameters())
+    terms, bad = values[:-1], values[-1]
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.training.clip_norm)).to(values.device)
     skipped = ((bad > 0) | ~norm.isfinite()).float()
     for optimizer in optimizers:
         optimizer.found_inf = replicated(skipped, parameters)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    row = torch.cat([losses_sum, norm.float()[None]])
-    return torch.cat([torch.where(skipped > 0, nothing, row), skipped[None]])
+    if average is not None:
+        average.follow(network)
+    row = torch.cat([terms, norm.float()[None]])
+    return torch.cat([torch.where(skipped > 0, float("nan"), row), skipped[None]])
 
 
 def add_gradients(
@@ -70,7 +95,7 @@ def add_gradients(
     config: Config,
     counts: Counts,
     processes: Processes = ALONE,
-    graphs: PassGraphs | None = None,
+    graphs: StepGraphs | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward pass over a part of a batch, its gradients added to those of the parameters; returns the
     TERMS, NaN where the batch has nothing of the kind, and 1 where they are not finite."""
@@ -124,11 +149,11 @@ def task_losses(
     return terms
 
 
-def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> tuple[Tensor, Tensor]:
-    """Sum over all processes of each value, NaN where none has it, and of the count of bad batches."""
+def sum_values(values: Tensor, bad: Tensor, processes: Processes) -> Tensor:
+    """Sum over all processes of each value, NaN where none has it, and behind them that of the count of bad passes."""
     if processes.count == 1:
-        return values, bad
+        return torch.cat([values, bad[None]])
     present = ~values.isnan()
-    total = processes.sum(torch.cat([values.nan_to_num(0), present.float(), bad[None]]))
+    total = processes.sum(torch.cat([values.nan_to_num(0), bad[None], present.float()]))
     count = len(values)
-    return torch.where(total[count : 2 * count] > 0, total[:count], float("nan")), total[-1]
+    return torch.cat([torch.where(total[count + 1 :] > 0, total[:count], float("nan")), total[count, None]])
