@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
+from ribonanzamamba.evaluation import metrics
 from ribonanzamamba.evaluation.metrics import (
     PairCounts,
     best_lddt,
@@ -173,6 +175,16 @@ def test_lddt_of_each_residue():
     # an end has one pair of 6 and one of 12, an inner residue two of 6 and one of 12
     end, inner = (0.75 + 0.5) / 2, (2 * 0.75 + 0.5) / 3
     np.testing.assert_allclose(lddt(LINE * 1.1, LINE, per_residue=True), [end, inner, inner, end])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 300, 2500])
+def test_the_pairs_of_lddt_are_those_of_a_tree(count):
+    """2,500 points are more than one block of rows."""
+    points = np.random.default_rng(count).normal(size=(count, 3)) * 20
+    found = metrics._pairs_within(points, 15.0)
+    expected = cKDTree(points).query_pairs(15.0) if count else set()
+    assert len(expected) > count or count < 3
+    assert set(map(tuple, found.T)) == expected and found.shape[1] == len(expected)
 
 
 def test_lddt_inclusion_radius():

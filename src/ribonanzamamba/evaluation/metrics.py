@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from ribonanzamamba.evaluation.tm_score import tm_distance_scale, tm_score, tm_superposition
 from ribonanzamamba.rna.coordinates import superpose
@@ -241,20 +240,30 @@ def lddt(
     """
     predicted, reference = _coordinate_pair(predicted, reference)
     resolved = np.flatnonzero(np.isfinite(reference).all(axis=1))
-    pairs = np.zeros((0, 2), dtype=np.int64)
-    if len(resolved):
-        pairs = resolved[cKDTree(reference[resolved]).query_pairs(inclusion_radius, output_type="ndarray")]
-    left, right = pairs.T
+    left, right = resolved[_pairs_within(reference[resolved], inclusion_radius)]
     distance = np.linalg.norm(reference[left] - reference[right], axis=1)
     deviation = np.abs(np.linalg.norm(predicted[left] - predicted[right], axis=1) - distance)
     # NaN compares as False: a missing residue keeps nothing
     kept = (deviation[:, None] < np.array(LDDT_THRESHOLDS)).mean(axis=1)
     if not per_residue:
         return float(kept.mean()) if len(kept) else float("nan")
-    ends = pairs.ravel()
+    ends = np.concatenate([left, right])
     counts = np.bincount(ends, minlength=len(reference)).astype(np.float64)
     counts[counts == 0] = np.nan
-    return np.bincount(ends, weights=np.repeat(kept, 2), minlength=len(reference)) / counts
+    return np.bincount(ends, weights=np.tile(kept, 2), minlength=len(reference)) / counts
+
+
+def _pairs_within(points: np.ndarray, radius: float) -> np.ndarray:
+    """The two numbers (2, pairs), the smaller first, of the points (n, 3) at most `radius` apart."""
+    blocks = []
+    # rows of distances at a time: some megabytes, however many points there are
+    rows = max(1, 1_000_000 // max(len(points), 1))
+    for start in range(0, len(points), rows):
+        distance = np.linalg.norm(points[start : start + rows, None] - points[None, start:], axis=-1)
+        left, right = np.nonzero(distance <= radius)
+        later = right > left
+        blocks.append(start + np.stack([left[later], right[later]]))
+    return np.concatenate(blocks, axis=1) if blocks else np.zeros((2, 0), dtype=np.int64)
 
 
 def best_tm_score(predicted: np.ndarray, references: Sequence[np.ndarray]) -> float:

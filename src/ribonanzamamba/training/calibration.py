@@ -1,7 +1,9 @@
 """Pair probabilities that mean what they say: one temperature for the pair logits, fitted on held-out structures."""
 
+import math
+
 import torch
-from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.model.network import RibonanzaMamba
@@ -29,15 +31,25 @@ def fit_pair_temperature(network: RibonanzaMamba, held_out: list[Batch]) -> floa
     if not logits:
         return 1.0
 
-    def entropy(temperature: float) -> float:
-        terms = [
-            len(partners) * structure_loss(pair / temperature, no_partner / temperature, partners).item()
-            for pair, no_partner, partners in logits
-        ]
-        return sum(terms) / sum(len(partners) for _, _, partners in logits)
+    limit = math.log(LARGEST_TEMPERATURE)
+    log_temperature = torch.zeros((), device=logits[0][0].device, requires_grad=True)
+    count = sum(len(partners) for _, _, partners in logits)
 
-    fitted = minimize_scalar(entropy, bounds=(1 / LARGEST_TEMPERATURE, LARGEST_TEMPERATURE), method="bounded")
-    return float(fitted.x)
+    def entropy() -> Tensor:
+        fitter.zero_grad()
+        with torch.enable_grad():
+            temperature = log_temperature.clamp(-limit, limit).exp()
+            terms = [
+                len(partners) / count * structure_loss(pair / temperature, no_partner / temperature, partners)
+                for pair, no_partner, partners in logits
+            ]
+            mean = torch.stack(terms).sum()
+            mean.backward()
+        return mean
+
+    fitter = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
+    fitter.step(entropy)
+    return log_temperature.clamp(-limit, limit).exp().item()
 
 
 @torch.no_grad()

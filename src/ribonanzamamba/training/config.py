@@ -127,9 +127,9 @@ class TrainingConfig:
     fuse: bool = False
     """torch.compile whole layers of RibonanzaNet. RibonanzaMamba has kernels of its own on a GPU and needs none."""
     graphs: bool = False
-    """On a GPU, record the passes over each shape of batch and the end of a step (clipping, optimizers, average) as CUDA
-    graphs and play them back: for few shapes, such as those of `data.batch_examples`, and for batches that are over
-    before the host has started their kernels. Not with `parallel = "shard"`."""
+    """On a GPU, record the passes over each shape of batch and the end of a step (clipping, optimizers, average) as
+    CUDA graphs and play them back: for few shapes, such as those of `data.batch_examples`, and for batches that are
+    over before the host has started their kernels. Not with `parallel = "shard"`."""
     pass_examples: int = 0
     """Examples of one forward and backward pass; larger batches are divided and their gradients added up: the same
     step in less memory. 0: the whole batch."""
