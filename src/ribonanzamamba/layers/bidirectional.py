@@ -67,6 +67,8 @@ class BiMamba(nn.Module):
         u, B, C = inner.split((self.d_inner, 2 * self.d_state, 2 * self.d_state), dim=-1)
         u = rearrange(u, "b l (h p) -> b l h p", h=self.heads)
         B, C = (rearrange(matrix, "b l (g n) -> b l g n", g=2) for matrix in (B, C))
+        # one gate for both directions: the kernel that merges them takes it too
+        gated = self.merge in ("mean", "sum")
         # step sizes and decays in float32 under autocast, in float64 where all is
         wide = torch.promote_types(x.dtype, torch.float32)
         y = bidirectional_ssd(
@@ -76,7 +78,8 @@ class BiMamba(nn.Module):
             B,
             C,
             self.D,
-            dt_bias=self.dt_bias,
+            rearrange(z, "b l (h p) -> b l h p", h=self.heads) if gated else None,
+            self.dt_bias,
             dt_softplus=True,
             lengths=lengths,
             merge="concat" if self.merge_gate is not None else self.merge,
@@ -86,10 +89,10 @@ class BiMamba(nn.Module):
             share = torch.sigmoid(self.merge_gate(x))[..., None].to(y.dtype)
             y = share * left + (1 - share) * right
         y = rearrange(y, "b l h p -> b l (h p)")
-        if self.merge == "concat":
-            z = torch.cat([z, z], dim=-1)
+        if not gated:
+            y = y * F.silu(torch.cat([z, z], dim=-1) if self.merge == "concat" else z)
         # where the recurrence returns 0, so does all that follows
-        return self.out_proj(self.norm(y * F.silu(z)))
+        return self.out_proj(self.norm(y))
 
 
 class BiMamba1(KeepsWide):
