@@ -5,6 +5,9 @@ into segments of chunks whose entering states `segment_kernel` and `pass_kernel`
 its s-th step: memory position s, or length - 1 - s in a reversed direction, so that no tensor is ever flipped and a
 padded row starts at its real end. `README.md` derives both passes.
 
+Addresses: a chunk's first step is a scalar in 64 bits, its steps are offsets from there that stay the same: addresses
+of whole tiles, made anew in each chunk, were a third of the instructions and most of the registers.
+
 Numerics: loads go to float32, products have operands of DOT type and float32 sums; decays, their sums and the state
 stay in float32; every mask comes before its exponential.
 """
@@ -38,9 +41,9 @@ def silu(z):
 
 
 @triton.jit
-def row_position(s, length, reverse):
-    """Memory position of step s; steps beyond the row's length stand for themselves."""
-    return tl.where((s < length) & (reverse != 0), length - 1 - s, s)
+def first_position(c, length, reverse, Q: tl.constexpr):
+    """Memory position of the first step of a chunk, in 64 bits."""
+    return tl.where(reverse != 0, length - 1 - c * Q, c * Q).to(tl.int64)
 
 
 @triton.jit
@@ -68,17 +71,25 @@ def decay_between(coarse, fine, q):
 
 
 @triton.jit
-def load_steps(dt, pos, ok, stride, bias, SOFTPLUS: tl.constexpr):
-    """Step sizes and what softplus was taken of; steps beyond the row are 0."""
-    raw = tl.load(dt + pos * stride, mask=ok, other=0.0).to(tl.float32) + bias
-    return tl.where(ok, step_size(raw, SOFTPLUS), 0.0), raw
+def load_tile(pointer, at, stride, rows, ok, columns, width, WHOLE: tl.constexpr):
+    """Rows of a matrix, `rows` steps from position `at`, 0 where not ok; WHOLE: all columns are there."""
+    pointers = pointer + at * stride + (rows[:, None] * stride + columns[None, :])
+    mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
+    return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_tile(pointer, pos, ok, stride, columns, width):
-    """Rows `pos` of a (length, width) matrix, 0 where not ok."""
-    offsets = pos[:, None] * stride + columns[None, :]
-    return tl.load(pointer + offsets, mask=ok[:, None] & (columns < width)[None, :], other=0.0)
+def store_tile(pointer, at, stride, rows, ok, columns, width, value, WHOLE: tl.constexpr):
+    """The opposite of `load_tile`."""
+    pointers = pointer + at * stride + (rows[:, None] * stride + columns[None, :])
+    mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
+    tl.store(pointers, value, mask=mask)
+
+
+@triton.jit
+def load_steps(dt, at, rows, ok, stride):
+    """What step sizes are made of."""
+    return tl.load(dt + at * stride + rows * stride, mask=ok, other=0.0)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -88,7 +99,8 @@ def forward_kernel(
     x_b, x_l, x_h, dt_b, dt_l, dt_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr, KEEP: tl.constexpr, RETURN_LAST: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y, and with KEEP the state that enters each chunk; RETURN_LAST also the state after the last step."""
     program = tl.program_id(0)
@@ -108,33 +120,49 @@ def forward_kernel(
     B += b * B_b + group * B_g
     C += b * C_b + group * C_g
     y += ((direction * batch + b) * L * heads + head) * P
+    before = ungated + (b * L * heads + head) * P
+    if HAS_Z:
+        z += b * z_b + head * z_h
     rate = tl.load(A + direction * heads + head).to(tl.float32)
     shift = 0.0
     if HAS_BIAS:
         shift = tl.load(bias + direction * heads + head).to(tl.float32)
     q = tl.arange(0, Q)
+    rows = tl.where(reverse != 0, -q, q)
+    y_l = heads * P
     n = tl.arange(0, BN)
     p = tile * BP + tl.arange(0, BP)
     state_offsets = n[:, None] * P + p[None, :]
     state_mask = (n < N)[:, None] & (p < P)[None, :]
+    if WHOLE:
+        state_mask = tl.full((BN, BP), True, dtype=tl.int1)
     if HAS_START:
         entering = start + (row * segments + segment) * N * P
         h = tl.load(entering + state_offsets, mask=state_mask, other=0.0).to(tl.float32)
     else:
         h = tl.zeros((BN, BP), dtype=tl.float32)
+    skip = 0.0
+    if HAS_D:
+        skip = tl.load(D + head).to(tl.float32)
     first = segment * chunks_a_segment
     stop = tl.minimum(first + chunks_a_segment, chunks)
     used = tl.minimum(stop, (length + Q - 1) // Q)
+    at = first_position(first, length, reverse, Q)
+    raw = load_steps(dt, at, rows, q < length - first * Q, dt_l)
+    B_c = load_tile(B, at, B_l, rows, q < length - first * Q, n, N, WHOLE)
     for c in range(first, used):
         if KEEP:
             tl.store(states + (row * chunks + c) * N * P + state_offsets, h, mask=state_mask)
-        s = c * Q + q
-        ok = s < length
-        pos = row_position(s, length, reverse)
-        d, _ = load_steps(dt, pos, ok, dt_l, shift, SOFTPLUS)
-        X = load_tile(x, pos, ok, x_l, p, P)
-        B_c = load_tile(B, pos, ok, B_l, n, N)
-        C_c = load_tile(C, pos, ok, C_l, n, N)
+        at = first_position(c, length, reverse, Q)
+        ok = q < length - c * Q
+        # Triton loads ahead what goes into a product as it is; the rest of the next chunk is asked for here
+        next_at = first_position(c + 1, length, reverse, Q)
+        next_ok = q < length - (c + 1) * Q
+        next_raw = load_steps(dt, next_at, rows, next_ok, dt_l)
+        next_B = load_tile(B, next_at, B_l, rows, next_ok, n, N, WHOLE)
+        d = tl.where(ok, step_size(raw.to(tl.float32) + shift, SOFTPLUS), 0.0)
+        X = load_tile(x, at, x_l, rows, ok, p, P, WHOLE)
+        C_c = load_tile(C, at, C_l, rows, ok, n, N, WHOLE)
         g = log_decay(d, rate, ok)
         coarse, fine, whole_coarse, whole_fine = sums_of_log(g)
         from_start = tl.exp(coarse + fine)
@@ -147,23 +175,20 @@ def forward_kernel(
         weighted = B_c.to(tl.float32) * (to_end * d)[:, None]
         h = h * whole_decay + tl.dot(tl.trans(weighted.to(DOT)), X.to(DOT), input_precision=PRECISION)
         if HAS_D:
-            out += tl.load(D + head).to(tl.float32) * X.to(tl.float32)
-        offsets = pos[:, None].to(tl.int64) * (heads * P) + p[None, :]
-        mask = (s < L)[:, None] & (p < P)[None, :]
+            out += skip * X.to(tl.float32)
+        raw, B_c = next_raw, next_B
         if HAS_Z:
             if KEEP:
-                before = ungated + (b * L * heads + head) * P
-                tl.store(before + offsets, tl.where(ok[:, None], out, 0.0), mask=mask)
-            out *= silu(load_tile(z + b * z_b + head * z_h, pos, ok, z_l, p, P).to(tl.float32))
-        tl.store(y + offsets, tl.where(ok[:, None], out, 0.0), mask=mask)
-    for c in range(tl.maximum(used, first), stop):
-        s = c * Q + q
-        offsets = s[:, None].to(tl.int64) * (heads * P) + p[None, :]
-        mask = (s < L)[:, None] & (p < P)[None, :]
-        tl.store(y + offsets, tl.zeros((Q, BP), dtype=tl.float32), mask=mask)
-        if HAS_Z and KEEP:
-            before = ungated + (b * L * heads + head) * P
-            tl.store(before + offsets, tl.zeros((Q, BP), dtype=tl.float32), mask=mask)
+                store_tile(before, at, y_l, rows, ok, p, P, out, WHOLE)
+            out *= silu(load_tile(z, at, z_l, rows, ok, p, P, WHOLE).to(tl.float32))
+        store_tile(y, at, y_l, rows, ok, p, P, out, WHOLE)
+    if HAS_LENGTHS:
+        for c in range(tl.maximum(first, length // Q), stop):
+            padding = (q >= length - c * Q) & (q < L - c * Q)
+            nothing = tl.zeros((Q, BP), dtype=tl.float32)
+            store_tile(y, tl.cast(c * Q, tl.int64), y_l, q, padding, p, P, nothing, WHOLE)
+            if HAS_Z and KEEP:
+                store_tile(before, tl.cast(c * Q, tl.int64), y_l, q, padding, p, P, nothing, WHOLE)
     if RETURN_LAST and segment == segments - 1:
         tl.store(last + row * N * P + state_offsets, h, mask=state_mask)
 
@@ -175,7 +200,8 @@ def segment_kernel(
     v_b, v_l, v_h, dt_b, dt_l, dt_h, K_b, K_l, K_g, z_b, z_l, z_h,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, BACKWARD: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state, and the log of what it leaves of the state that enters it.
 
@@ -202,6 +228,7 @@ def segment_kernel(
     if HAS_BIAS:
         shift = tl.load(bias + direction * heads + head).to(tl.float32)
     q = tl.arange(0, Q)
+    rows = tl.where(reverse != 0, -q, q)
     n = tl.arange(0, BN)
     p = tile * BP + tl.arange(0, BP)
     h = tl.zeros((BN, BP), dtype=tl.float32)
@@ -210,18 +237,18 @@ def segment_kernel(
     used = tl.minimum(tl.minimum(first + chunks_a_segment, chunks), (length + Q - 1) // Q)
     for k in range(first, used):
         c = used - 1 - (k - first) if BACKWARD else k
-        s = c * Q + q
-        ok = s < length
-        pos = row_position(s, length, reverse)
-        d, _ = load_steps(dt, pos, ok, dt_l, shift, SOFTPLUS)
+        at = first_position(c, length, reverse, Q)
+        ok = q < length - c * Q
+        raw = load_steps(dt, at, rows, ok, dt_l)
+        d = tl.where(ok, step_size(raw.to(tl.float32) + shift, SOFTPLUS), 0.0)
         g = log_decay(d, rate, ok)
         coarse, fine, whole_coarse, whole_fine = sums_of_log(g)
-        V = load_tile(v, pos, ok, v_l, p, P)
-        K_c = load_tile(K, pos, ok, K_l, n, N).to(tl.float32)
+        V = load_tile(v, at, v_l, rows, ok, p, P, WHOLE)
+        K_c = load_tile(K, at, K_l, rows, ok, n, N, WHOLE).to(tl.float32)
         if BACKWARD:
             V = V.to(tl.float32) * scale
             if HAS_Z:
-                V *= silu(load_tile(z + b * z_b + head * z_h, pos, ok, z_l, p, P).to(tl.float32))
+                V *= silu(load_tile(z + b * z_b + head * z_h, at, z_l, rows, ok, p, P, WHOLE).to(tl.float32))
             weighted = K_c * tl.exp(coarse + fine)[:, None]
         else:
             weighted = K_c * (tl.exp((whole_coarse - coarse) + (whole_fine - fine)) * d)[:, None]
@@ -266,7 +293,8 @@ def backward_kernel(
     x_b, x_l, x_h, dt_b, dt_l, dt_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_DLAST: tl.constexpr, RETURN_DSTART: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one head (or a tile of its width), chunk by chunk from the last to the first.
 
@@ -292,8 +320,10 @@ def backward_kernel(
     B += b * B_b + group * B_g
     C += b * C_b + group * C_g
     dy += b * dy_b + head * dy_h
+    before = ungated + (b * L * heads + head) * P
     if HAS_Z:
         z += b * z_b + head * z_h
+        dz += (b * L * heads + head) * P
     dx += ((direction * batch + b) * L * heads + head) * P
     all_heads = directions * heads
     ddt += (tile * batch + b) * L * all_heads + direction * heads + head
@@ -308,46 +338,51 @@ def backward_kernel(
     if HAS_BIAS:
         shift = tl.load(bias + direction * heads + head).to(tl.float32)
     q = tl.arange(0, Q)
+    rows = tl.where(reverse != 0, -q, q)
+    y_l = heads * P
     n = tl.arange(0, BN)
     p = tile * BP + tl.arange(0, BP)
     state_offsets = n[:, None] * P + p[None, :]
     state_mask = (n < N)[:, None] & (p < P)[None, :]
+    if WHOLE:
+        state_mask = tl.full((BN, BP), True, dtype=tl.int1)
     if HAS_DLAST:
         dh = tl.load(dlast + (row * segments + segment) * N * P + state_offsets, mask=state_mask, other=0.0)
     else:
         dh = tl.zeros((BN, BP), dtype=tl.float32)
-    dA = tl.zeros((), dtype=tl.float32)
-    dshift = tl.zeros((), dtype=tl.float32)
-    dD = tl.zeros((), dtype=tl.float32)
+    # of each step of a chunk: summed over steps at the end
+    dA = tl.zeros((Q,), dtype=tl.float32)
+    dshift = tl.zeros((Q,), dtype=tl.float32)
+    dD = tl.zeros((Q,), dtype=tl.float32)
+    skip = 0.0
+    if HAS_D:
+        skip = tl.load(D + head).to(tl.float32) / scale
     first = segment * chunks_a_segment
     stop = tl.minimum(first + chunks_a_segment, chunks)
     used = tl.minimum(stop, (length + Q - 1) // Q)
     for k in range(first, used):
         c = used - 1 - (k - first)
-        s = c * Q + q
-        ok = s < length
-        pos = row_position(s, length, reverse)
-        wide_pos = pos.to(tl.int64)
-        in_width = (s < L)[:, None] & (p < P)[None, :]
-        in_state = (s < L)[:, None] & (n < N)[None, :]
-        d, raw = load_steps(dt, pos, ok, dt_l, shift, SOFTPLUS)
-        X = load_tile(x, pos, ok, x_l, p, P)
-        B_c = load_tile(B, pos, ok, B_l, n, N)
-        C_c = load_tile(C, pos, ok, C_l, n, N)
-        G = load_tile(dy, pos, ok, dy_l, p, P).to(tl.float32)
-        offsets = wide_pos[:, None] * (heads * P) + p[None, :]
+        at = first_position(c, length, reverse, Q)
+        ok = q < length - c * Q
+        raw = load_steps(dt, at, rows, ok, dt_l).to(tl.float32) + shift
+        d = tl.where(ok, step_size(raw, SOFTPLUS), 0.0)
+        X = load_tile(x, at, x_l, rows, ok, p, P, WHOLE)
+        B_c = load_tile(B, at, B_l, rows, ok, n, N, WHOLE)
+        C_c = load_tile(C, at, C_l, rows, ok, n, N, WHOLE)
+        G = load_tile(dy, at, dy_l, rows, ok, p, P, WHOLE).to(tl.float32)
         if HAS_Z:
-            Z = load_tile(z, pos, ok, z_l, p, P).to(tl.float32)
+            Z = load_tile(z, at, z_l, rows, ok, p, P, WHOLE).to(tl.float32)
             sigmoid = 1.0 / (1.0 + tl.exp(-Z))
             if direction == 0:
-                own = (b * L * heads + head) * P + offsets
-                before = tl.load(ungated + own, mask=in_width, other=0.0).to(tl.float32)
-                tl.store(dz + own, G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid)), mask=in_width)
+                own = load_tile(before, at, y_l, rows, ok, p, P, WHOLE).to(tl.float32)
+                slope = G * own * sigmoid * (1.0 + Z * (1.0 - sigmoid))
+                store_tile(dz, at, y_l, rows, ok, p, P, slope, WHOLE)
             G *= Z * sigmoid
         if HAS_D:
-            dD += tl.sum(tl.sum(G * X.to(tl.float32), 1), 0)
+            dD += tl.sum(G * X.to(tl.float32), 1)
         G_s = (G * scale).to(DOT)
-        h = tl.load(states + (row * chunks + c) * N * P + state_offsets, mask=state_mask, other=0.0).to(tl.float32)
+        h = tl.load(states + (row * chunks + c) * N * P + state_offsets, mask=state_mask, other=0.0)
+        dwhole = tl.sum(tl.sum(h.to(tl.float32) * dh, 1), 0)
         g = log_decay(d, rate, ok)
         coarse, fine, whole_coarse, whole_fine = sums_of_log(g)
         from_start = tl.exp(coarse + fine)
@@ -363,60 +398,55 @@ def backward_kernel(
         inner = tl.where(q[:, None] > q[None, :], inner, 0.0) * d[None, :]
         dtotal = tl.sum(inner, 1) - tl.sum(inner, 0)
         weights = (scores * decay * d[None, :]).to(DOT)
-        dX = tl.dot(tl.trans(weights), G_s, input_precision=PRECISION)
-        dX += tl.dot(B_c.to(DOT), dh.to(DOT), input_precision=PRECISION) * (to_end * d)[:, None]
-        if HAS_D:
-            if direction == 0:
-                dX += tl.load(D + head).to(tl.float32) * G
-        tl.store(dx + offsets, tl.where(ok[:, None], dX, 0.0), mask=in_width)
-
         dscores = (dscores * d[None, :]).to(DOT)
         dC_s = tl.dot(G_s, tl.trans(h.to(DOT)), input_precision=PRECISION) * from_start[:, None]
         dtotal += tl.sum(dC_s * C_c.to(tl.float32), 1)
         dC_s += tl.dot(dscores, B_c.to(DOT), input_precision=PRECISION)
-        matrix_offsets = wide_pos[:, None] * matrix_row + n[None, :]
-        tl.store(dC + matrix_offsets, tl.where(ok[:, None], dC_s, 0.0), mask=in_state)
+        store_tile(dC, at, matrix_row, rows, ok, n, N, dC_s, WHOLE)
         dB_s = tl.dot(X.to(DOT), tl.trans(dh.to(DOT)), input_precision=PRECISION) * to_end[:, None]
         entering = tl.sum(dB_s * B_c.to(tl.float32), 1)
         ddirect += entering
         entering *= d
         dtotal -= entering
         dB_s = dB_s * d[:, None] + tl.dot(tl.trans(dscores), C_c.to(DOT), input_precision=PRECISION)
-        tl.store(dB + matrix_offsets, tl.where(ok[:, None], dB_s, 0.0), mask=in_state)
-
-        dwhole = tl.sum(tl.sum(h * dh, 1), 0) * whole_decay + tl.sum(entering, 0)
+        store_tile(dB, at, matrix_row, rows, ok, n, N, dB_s, WHOLE)
+        dX = tl.dot(tl.trans(weights), G_s, input_precision=PRECISION)
+        dX += tl.dot(B_c.to(DOT), dh.to(DOT), input_precision=PRECISION) * (to_end * d)[:, None]
+        if HAS_D:
+            if direction == 0:
+                dX += skip * G_s.to(tl.float32)
+        store_tile(dx, at, y_l, rows, ok, p, P, dX, WHOLE)
+        dwhole = dwhole * whole_decay + tl.sum(entering, 0)
         dg = tl.cumsum(dtotal, 0, reverse=True) + dwhole
         dg = tl.where(ok & (d * rate > SMALLEST_LOG_DECAY), dg, 0.0)
-        dA += tl.sum(dg * d, 0)
+        dA += dg * d
         dstep = ddirect + dg * rate
         if SOFTPLUS:
             dstep *= 1.0 / (1.0 + tl.exp(-raw))
         dstep = tl.where(ok, dstep, 0.0)
-        dshift += tl.sum(dstep, 0)
-        tl.store(ddt + wide_pos * all_heads, dstep, mask=s < L)
+        dshift += dstep
+        tl.store(ddt + at * all_heads + rows * all_heads, dstep, mask=ok)
         weighted = C_c.to(tl.float32) * from_start[:, None]
         dh = dh * whole_decay + tl.dot(tl.trans(weighted.to(DOT)), G_s, input_precision=PRECISION)
-    for c in range(tl.maximum(used, first), stop):
-        s = c * Q + q
-        wide_pos = s.to(tl.int64)
-        in_width = (s < L)[:, None] & (p < P)[None, :]
-        in_state = (s < L)[:, None] & (n < N)[None, :]
-        offsets = wide_pos[:, None] * (heads * P) + p[None, :]
-        nothing = tl.zeros((Q, BP), dtype=tl.float32)
-        tl.store(dx + offsets, nothing, mask=in_width)
-        if HAS_Z:
-            if direction == 0:
-                tl.store(dz + (b * L * heads + head) * P + offsets, nothing, mask=in_width)
-        matrix_offsets = wide_pos[:, None] * matrix_row + n[None, :]
-        tl.store(dB + matrix_offsets, tl.zeros((Q, BN), dtype=tl.float32), mask=in_state)
-        tl.store(dC + matrix_offsets, tl.zeros((Q, BN), dtype=tl.float32), mask=in_state)
-        tl.store(ddt + wide_pos * all_heads, tl.zeros((Q,), dtype=tl.float32), mask=s < L)
+    if HAS_LENGTHS:
+        for c in range(tl.maximum(first, length // Q), stop):
+            at = tl.cast(c * Q, tl.int64)
+            padding = (q >= length - c * Q) & (q < L - c * Q)
+            nothing = tl.zeros((Q, BP), dtype=tl.float32)
+            store_tile(dx, at, y_l, q, padding, p, P, nothing, WHOLE)
+            if HAS_Z:
+                if direction == 0:
+                    store_tile(dz, at, y_l, q, padding, p, P, nothing, WHOLE)
+            no_matrix = tl.zeros((Q, BN), dtype=tl.float32)
+            store_tile(dB, at, matrix_row, q, padding, n, N, no_matrix, WHOLE)
+            store_tile(dC, at, matrix_row, q, padding, n, N, no_matrix, WHOLE)
+            tl.store(ddt + at * all_heads + q * all_heads, tl.zeros((Q,), dtype=tl.float32), mask=padding)
     sums += program.to(tl.int64) * segments + segment
     all_sums = segments.to(tl.int64) * tl.num_programs(0)
-    tl.store(sums, dA)
-    tl.store(sums + all_sums, dshift)
+    tl.store(sums, tl.sum(dA, 0))
+    tl.store(sums + all_sums, tl.sum(dshift, 0))
     # both directions see the skip: one of them counts it
-    tl.store(sums + 2 * all_sums, tl.where(direction == 0, dD, 0.0))
+    tl.store(sums + 2 * all_sums, tl.where(direction == 0, tl.sum(dD, 0), 0.0))
     if RETURN_DSTART and segment == 0:
         tl.store(dstart + row * N * P + state_offsets, dh, mask=state_mask)
 

@@ -15,7 +15,8 @@ WIDEST_TILE = 64
 """Channels of a head that one program takes."""
 LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass holds: half of it spills nothing, but is no faster."""
-WARPS = 4
+FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 2}
+BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
 PROGRAMS_A_PROCESSOR = 2
 """With more, in shorter segments, finding the states that enter them costs more than the waiting that it hides."""
 FEWEST_CHUNKS = 4
@@ -50,6 +51,12 @@ class Plan:
         return self.directions * self.batch * self.heads
 
     @property
+    def tile(self) -> dict[str, int | bool]:
+        """What every kernel of matrix products is compiled for."""
+        whole = self.state == self.BN and self.width % self.BP == 0
+        return {"Q": self.Q, "BN": self.BN, "BP": self.BP, "WHOLE": whole}
+
+    @property
     def grid(self) -> tuple[int, int]:
         return self.rows * self.tiles, self.segments
 
@@ -80,11 +87,14 @@ def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Pl
 
 
 def dense_rows(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors with a dense last axis, copied only where it is not."""
-    return [
-        tensor if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-        for tensor in tensors
-    ]
+    """The tensors with a dense last axis and steps (axis 1) whose distance in a chunk 32 bits hold, copied only where
+    they are not so."""
+    return [tensor if tensor is None or is_dense(tensor) else tensor.contiguous() for tensor in tensors]
+
+
+def is_dense(tensor: Tensor) -> bool:
+    rows = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+    return rows and tensor.stride(1) < 2**31 // LONGEST_CHUNK
 
 
 def strides(tensor: Tensor | None) -> tuple[int, ...]:
@@ -111,7 +121,6 @@ def forward(
     ungated = x.new_empty(x.shape if keep and z is not None else 0)
     dot, precision = dot_type(x.dtype)
     entering = start
-    common = {"Q": cut.Q, "BN": cut.BN, "BP": cut.BP, "DOT": dot, "PRECISION": precision}
     with device_of(x):
         if cut.segments > 1:
             entering = segment_states(x, dt, A, B, None, bias, lengths, start, None, softplus, reverse, 1.0, cut, False)
@@ -122,7 +131,7 @@ def forward(
             *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None, KEEP=keep,
-            RETURN_LAST=return_last, num_warps=WARPS, num_stages=2, **common,
+            RETURN_LAST=return_last, DOT=dot, PRECISION=precision, **cut.tile, **FORWARD_LAUNCH,
         )  # fmt: skip
         if both:
             y = merge(y, x, D, z, lengths, ungated, scale, keep)
@@ -160,8 +169,7 @@ def segment_states(
         cut.chunks_a_segment, cut.segments, cut.chunks, scale,
         *strides(v), *strides(dt), *strides(K), *strides(z),
         REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
-        HAS_LENGTHS=lengths is not None, BACKWARD=backward, Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision,
-        num_warps=4, num_stages=2,
+        HAS_LENGTHS=lengths is not None, BACKWARD=backward, DOT=dot, PRECISION=precision, **cut.tile, **FORWARD_LAUNCH,
     )  # fmt: skip
     block = min(1024, next_power_of_2(size))
     kernels().pass_kernel[(cut.rows, cdiv(size, block))](
@@ -201,7 +209,7 @@ def backward(
             *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            Q=cut.Q, BN=cut.BN, BP=cut.BP, DOT=dot, PRECISION=precision, num_warps=WARPS, num_stages=1,
+            DOT=dot, PRECISION=precision, **cut.tile, **BACKWARD_LAUNCH,
         )  # fmt: skip
     return (
         dx[0] if directions == 1 else dx.sum(0),
