@@ -178,6 +178,37 @@ class RibonanzaMamba(nn.Module):
         if prior is not None and self.prior is None:
             raise ValueError("the network was made without pair_prior: expected no prior")
         lengths = mask.sum(1)
+        tasks = [task for task in tasks if task in self.config.tasks]
+        # the last update of the pair track is for the heads that read pairs
+        last_read = any(task != "reactivity" for task in tasks)
+        reads = [k + 1 < len(self.blocks) or last_read for k in range(len(self.blocks))]
+        kept = self.draw_kept(tokens)
+        wanted = self.checkpointing == "all"
+        start = tokens, mask, lengths, reads[0], kept[0], prior, prior_known
+        x, pair = recomputed(self.first_block, *start, wanted=wanted)
+        for k, block in enumerate(self.blocks[1:], start=1):
+            x, pair = recomputed(block, x, pair, mask, lengths, reads[k], kept[k], wanted=wanted)
+        return self.read(x, pair, mask, tasks)
+
+    def first_block(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        lengths: Tensor,
+        pair_is_read: bool,
+        kept: Tensor | None,
+        prior: Tensor | None,
+        prior_known: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Both tracks after the first block. With their first values, which are as large as any and quickly made: where
+        activations are computed again, those are too."""
+        x, pair = self.embed(tokens, mask, prior, prior_known)
+        return self.blocks[0](x, pair, mask, lengths, pair_is_read, kept)
+
+    def embed(
+        self, tokens: Tensor, mask: Tensor, prior: Tensor | None, prior_known: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The first values of both tracks."""
         x = self.nucleotide(tokens)
         pair = self.nucleotide_pair(tokens[:, :, None] * TOKENS + tokens[:, None, :])
         pair = pair + self.offset(offset_bins(tokens.shape[1], tokens.device))
@@ -191,24 +222,18 @@ class RibonanzaMamba(nn.Module):
         if torch.is_autocast_enabled(tokens.device.type):
             # the largest tensor stays in the compute dtype; the sequence track's sum stays float32
             pair = pair.to(torch.get_autocast_dtype(tokens.device.type))
-        tasks = [task for task in tasks if task in self.config.tasks]
-        kept = self.draw_kept(x)
-        for k, block in enumerate(self.blocks):
-            # the last update of the pair track is for the heads that read pairs
-            read = k + 1 < len(self.blocks) or any(task != "reactivity" for task in tasks)
-            x, pair = recomputed(block, x, pair, mask, lengths, read, kept[k], wanted=self.checkpointing == "all")
-        return self.read(x, pair, mask, tasks)
+        return x, pair
 
-    def draw_kept(self, x: Tensor) -> Sequence[Tensor | None]:
+    def draw_kept(self, tokens: Tensor) -> Sequence[Tensor | None]:
         """Dropout's choice for each block, drawn at once and before: what is computed again in the backward pass then
         has nothing random in it, whose state would have to be kept (and cannot be, in a CUDA graph)."""
         rate = self.config.dropout
         if not self.training or rate == 0:
             return [None] * len(self.blocks)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        kept = x.new_empty((len(self.blocks), self.blocks[0].branches, *x.shape), dtype=dtype).bernoulli_(1 - rate)
-        return kept.unbind()
+        device, weight = tokens.device.type, self.nucleotide.weight
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (len(self.blocks), self.blocks[0].branches, *tokens.shape, weight.shape[1])
+        return weight.new_empty(shape, dtype=dtype, requires_grad=False).bernoulli_(1 - rate).unbind()
 
     def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:
         """The heads."""
