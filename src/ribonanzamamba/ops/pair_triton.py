@@ -60,10 +60,10 @@ def outer_gradients(
     with device_of(summed):
         kernels().outer_backward_kernel[l, b](
             dsummed, dnormed, summed, projected, gain, present, dpair, dprojected, sums, l, c, eps,
-            BJ=cells_of(l), BC=width(c), num_warps=4,
+            BJ=cells_of(l), BC=width(c), num_warps=2,
         )  # fmt: skip
         kernels().outer_columns_kernel[cdiv(l, COLUMNS), b](
-            dpair, projected, dprojected, l, c, BI=8, BJ=COLUMNS, BC=width(c), num_warps=4
+            dpair, projected, dprojected, l, c, BI=4, BJ=COLUMNS, BC=width(c), num_warps=2
         )  # fmt: skip
     return dpair, dprojected, sums.sum(0)
 
@@ -107,7 +107,7 @@ def heads(pair: Tensor, weight: Tensor, present: Tensor, eps: float, fill: float
     with device_of(pair):
         kernels().heads_forward_kernel[l * cdiv(l, tile), b](
             pair, weight, present, out, l, c, len(weight), eps, fill,
-            DOT=dot, PRECISION=precision, BJ=tile, BC=width(c), BH=width(len(weight)), num_warps=4,
+            DOT=dot, PRECISION=precision, BJ=tile, BC=width(c), BH=width(len(weight)), num_warps=2,
         )  # fmt: skip
     return out
 

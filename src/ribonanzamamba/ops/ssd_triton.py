@@ -15,7 +15,7 @@ WIDEST_TILE = 64
 """Channels of a head that one program takes."""
 LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass holds: half of it spills nothing, but is no faster."""
-FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 2}
+FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 3}
 BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
 PROGRAMS_A_PROCESSOR = 2
 """With more, in shorter segments, finding the states that enter them costs more than the waiting that it hides."""
