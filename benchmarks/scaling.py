@@ -2,8 +2,10 @@
 
     torchrun --nproc-per-node 2 benchmarks/scaling.py --out scaling2.jsonl
 
-Speed: the training loop's steps over made tables, batches made ahead by threads, the same padded nucleotides a GPU on
-one GPU (the others idle) and on all. Losses: the same batches on one GPU and divided among all, without dropout.
+Speed: the training loop's steps over made tables, batches made ahead by threads, the same work a GPU on one GPU (the
+others idle) and on all: with `training.graphs` batches of RECORDED RNAs a GPU, reactivity and structures; without,
+batches of all tasks and of RNAs of 60 to 240 nt, filled by padded nucleotides. Losses: the same batches on one GPU and
+divided among all, without dropout.
 Prints JSON lines, from the first process. `--device cpu --tiny` tries the program without GPUs.
 """
 
@@ -12,6 +14,7 @@ import json
 import logging
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from training_memory import GIB, RELEASED, TINY, made_example, step_seconds, whe
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
+from ribonanzamamba.training.graphs import StepGraphs
 from ribonanzamamba.training.loop import PASSES, task_batches
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 from ribonanzamamba.training.processes import PARALLEL, Processes, joined
@@ -32,10 +36,12 @@ from ribonanzamamba.training.step import LOGGED, step_seed, train_step
 
 PIECES = 5
 """Parts of the timed steps, whose spread is reported."""
+RECORDED = (128, 160)
+"""RNAs a GPU, and nucleotides of each."""
 
 
-def made_tables(count: int) -> dict[str, list[list[Example]]]:
-    """A table a task of RNAs of 60 to 240 nt."""
+def made_tables(count: int, length: int = 0) -> dict[str, list[list[Example]]]:
+    """A table a task of RNAs of so many nucleotides (0: 60 to 240)."""
     rng = np.random.default_rng(0)
     names = ("reactivity", "structure", "coordinates")
 
@@ -44,7 +50,7 @@ def made_tables(count: int) -> dict[str, list[list[Example]]]:
         others = {"partners" if name == "structure" else name: value for name, value in others.items()}
         if task == "reactivity":
             others.pop("reactivity_weight")
-        return replace(made_example(rng, int(rng.integers(60, 240)), **others), cluster=number)
+        return replace(made_example(rng, length or int(rng.integers(60, 240)), **others), cluster=number)
 
     return {task: [[one(task, number) for number in range(count)]] for task in names}
 
@@ -68,7 +74,9 @@ class Steps:
                 processes=processes, workers=config.training.workers,
             )
             for k, tasks in enumerate(PASSES)
+            if "coordinates" not in tasks or not config.data.batch_examples
         }  # fmt: skip
+        self.graphs = StepGraphs(self.network) if config.training.graphs else None
 
     def __call__(self) -> Tensor:
         """One step, as `Run.step` does it; its values by LOGGED, on the device."""
@@ -84,10 +92,16 @@ class Steps:
         set_learning_rate(self.optimizers, rate, config.training)
         torch.manual_seed(step_seed(0, self.number, self.processes.rank))
         batches = {tasks: shard.batch for tasks, shard in shards.items()}
-        values = train_step(self.network, self.optimizers, batches, config, self.processes, average=self.average)
+        values = train_step(self.network, self.optimizers, batches, config, self.processes, self.graphs, self.average)
         self.number += 1
         self.rnas += sum(map(len, shards.values()))
         return values
+
+
+def recorded_config(model: ModelConfig, examples: int, graphs: bool) -> Config:
+    """Batches of so many RNAs, recorded steps."""
+    data = DataConfig(reactivity=("made",), structure=("made",), batch_examples=examples)
+    return Config(model=model, data=data, training=TrainingConfig(graphs=graphs, workers=4))
 
 
 def config_of(model: ModelConfig, tokens: int, **training) -> Config:
@@ -97,8 +111,8 @@ def config_of(model: ModelConfig, tokens: int, **training) -> Config:
     return Config(model=model, data=data, training=TrainingConfig(**training))
 
 
-def speed(steps: Steps, warm_up: int, count: int) -> list[float]:
-    """RNAs/s of the whole batch in each of PIECES parts of `count` steps."""
+def speed(steps: Steps, warm_up: int, count: int) -> list[tuple[int, float]]:
+    """RNAs of the whole batches and seconds, for each of PIECES parts of `count` steps."""
     device, speeds = steps.processes.device, []
     for k in range(PIECES + 1):
         steps.processes.wait()
@@ -108,7 +122,7 @@ def speed(steps: Steps, warm_up: int, count: int) -> list[float]:
             steps()
         synchronize(device)
         if k:
-            speeds.append(steps.rnas / (time.perf_counter() - began))
+            speeds.append((steps.rnas, time.perf_counter() - began))
     return speeds
 
 
@@ -135,28 +149,32 @@ def gradient_sum_ms(network: nn.Module, processes: Processes) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def measure_speed(model: ModelConfig, tokens: int, counts: tuple[int, int], processes: Processes, tables) -> dict:
-    """RNAs/s with one process and with all, so many padded nucleotides each; the numbers of the first process."""
-    alone: list[float] = []
+def measure_speed(config_for: Callable[[int], Config], counts: tuple[int, int], processes: Processes, tables) -> dict:
+    """RNAs/s with one process and with all, the config being that of so many; the numbers of the first process."""
+    alone: list[tuple[int, float]] = []
     if processes.leads:
-        alone = speed(Steps(config_of(model, tokens, workers=4), Processes(processes.device), tables), *counts)
+        alone = speed(Steps(config_for(1), Processes(processes.device), tables), *counts)
+        if processes.device.type == "cuda":
+            torch.cuda.empty_cache()
     # the others wait in gloo, without a core and without the GPU
     processes.wait()
-    together = Steps(config_of(model, tokens * processes.count, workers=4), processes, tables)
+    together = Steps(config_for(processes.count), processes, tables)
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     all_speeds = speed(together, *counts)
     peak = torch.cuda.max_memory_allocated() / GIB if processes.device.type == "cuda" else float("nan")
     adding = gradient_sum_ms(together.network, processes)
-    one = statistics.median(alone) if alone else float("nan")
-    every = statistics.median(all_speeds)
+    one, every = (
+        sum(rnas for rnas, _ in parts) / sum(seconds for _, seconds in parts) if parts else float("nan")
+        for parts in (alone, all_speeds)
+    )
     return {
         "processes": processes.count,
-        "padded_nucleotides_each": tokens,
+        "graphs": together.config.training.graphs,
         "rnas_per_second_alone": round(one, 1),
-        "alone_parts": [round(value, 1) for value in alone],
+        "alone_parts": [round(rnas / seconds, 1) for rnas, seconds in alone],
         "rnas_per_second": round(every, 1),
-        "parts": [round(value, 1) for value in all_speeds],
+        "parts": [round(rnas / seconds, 1) for rnas, seconds in all_speeds],
         "efficiency": round(every / (processes.count * one), 4),
         "gradient_sum_ms": round(adding, 2),
         "memory_gib": round(peak, 2),
@@ -222,7 +240,16 @@ def main() -> None:
         if processes.leads:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text("")
-        keep({"part": "speed"} | measure_speed(model, tokens, counts, processes, tables))
+        if not processes.shards:
+            examples, length = (4, 32) if arguments.tiny else RECORDED
+            graphs = processes.device.type == "cuda"
+            row = measure_speed(
+                lambda count: recorded_config(model, examples * count, graphs), counts, processes,
+                made_tables(8 * examples, length),
+            )  # fmt: skip
+            keep({"part": "speed", "examples_each": examples, "length": length} | row)
+        row = measure_speed(lambda count: config_of(model, tokens * count, workers=4), counts, processes, tables)
+        keep({"part": "speed", "padded_nucleotides_each": tokens} | row)
         for optimizer, bfloat16 in (("adamw", False), ("muon", True)):
             compared = compare_losses(
                 model, min(tokens, 8192), arguments.curve_steps, processes, tables,
