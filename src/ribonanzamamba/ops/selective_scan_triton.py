@@ -188,16 +188,19 @@ def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, order: Tensor | None, states: Tensor,
     ungated: Tensor, softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty where there is no such input."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, of dt, of A, of B and C together (2, b, l, parts g, n), of dt_bias and D together (2,
+    directions, d) in float32 (without order D's with the first direction), of z and of the initial state (empty:
+    there is none)."""
     cut = plan(x, dt, B, directions, order, backward=True)
     (dy,) = dense_rows(dy)
     wide = torch.float32
     dx = x.new_empty((cut.parts, *x.shape))
     ddt = dt.new_empty(dt.shape)
-    # one partial sum a tile, in the dtype of the result: they are most of what this pass writes
+    # one partial sum a tile, in the dtype of the result: they are most of what this pass writes. Together: one sum
     shape = (cut.batch, cut.length, cut.parts * cut.groups, cut.tiles_a_group, cut.state)
-    dB, dC = B.new_empty(shape), C.new_empty(shape)
+    matrices = B.new_empty((2, *shape), dtype=torch.promote_types(B.dtype, C.dtype))
+    dB, dC = matrices
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     dstart = x.new_empty((cut.rows, cut.state, cut.width) if return_dstart else 0, dtype=wide)
     dA = x.new_empty((directions, cut.batch * cut.segments, cut.width, cut.state), dtype=wide)
@@ -216,16 +219,13 @@ def backward(
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
             OFFSET=offset_type(x, dt, B, C, z, dy), STAGES=BACKWARD_STAGES, **cut.order(order), **cut.tile,
         )  # fmt: skip
-    skips = sums[1] if order is not None else sums[1, :1]
     return (
         dx[0] if cut.parts == 1 else dx.sum(0),
         ddt,
         dA.sum(1).view(A.shape),
-        dB.sum(3),
-        dC.sum(3),
-        skips.sum(1).flatten() if D is not None else x.new_empty(0),
+        matrices.sum(4),
+        sums.sum(2),
         dz,
-        sums[0].sum(1).flatten() if bias is not None else x.new_empty(0),
         dstart,
     )
 
@@ -257,12 +257,11 @@ def _(
 ):  # fmt: skip
     wide = torch.float32
 
-    def like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape, dtype=dtype)
-
+    dA, sums = x.new_empty(A.shape, dtype=wide), x.new_empty((2, directions, x.shape[2]), dtype=wide)
+    matrices = B.new_empty((2, *B.shape), dtype=torch.promote_types(B.dtype, C.dtype))
+    dz = x.new_empty(0 if z is None else z.shape)
     dstart = x.new_empty((directions * x.shape[0], B.shape[3], x.shape[2]) if return_dstart else 0, dtype=wide)
-    sums = like(D, wide), like(z, x.dtype), like(bias, wide)
-    return like(x, x.dtype), like(dt, dt.dtype), like(A, wide), like(B, B.dtype), like(C, C.dtype), *sums, dstart
+    return x.new_empty(x.shape), dt.new_empty(dt.shape), dA, matrices, sums, dz, dstart
 
 
 class SelectiveScan(torch.autograd.Function):
@@ -294,18 +293,21 @@ class SelectiveScan(torch.autograd.Function):
             dy = torch.zeros_like(x)
         if dlast is not None:
             dlast = dlast.contiguous() if dlast.numel() else None
-        dx, ddt, dA, dB, dC, dD, dz, dbias, dstart = operator(
+        dx, ddt, dA, matrices, sums, dz, dstart = operator(
             dy, dlast, x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, *ctx.options, ctx.has_start
         )  # fmt: skip
+        dbias, dD = sums.unbind()
+        if order is None:
+            dD = dD[0]
         return (
             dx,
             ddt,
             dA.to(A.dtype),
-            dB,
-            dC,
-            None if D is None else dD.to(D.dtype),
+            matrices[0].to(B.dtype),
+            matrices[1].to(C.dtype),
+            None if D is None else dD.flatten().to(D.dtype),
             None if z is None else dz,
-            None if bias is None else dbias.to(bias.dtype),
+            None if bias is None else dbias.flatten().to(bias.dtype),
             None,
             None,
             dstart if ctx.has_start else None,

@@ -183,8 +183,9 @@ def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, states: Tensor, ungated: Tensor, softplus: bool,
     reverse: bool, directions: int, scale: float, return_dstart: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty where there is no such input."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, of dt, of B and C together (2, b, l, directions g, n), of A, dt_bias and D together (3,
+    directions, h) in float32 (D's with the first direction), of z and of the initial state (empty: there is none)."""
     cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
     narrow = x.dtype
@@ -192,7 +193,9 @@ def backward(
     ddt = x.new_empty((cut.tiles, *dt.shape), dtype=dt.dtype if cut.tiles == 1 else torch.float32)
     partials = cut.heads // cut.groups * cut.tiles
     shape = (cut.batch, cut.length, directions * cut.groups, partials, cut.state)
-    dB, dC = x.new_empty(shape, dtype=narrow), x.new_empty(shape, dtype=narrow)
+    # together: one sum for both
+    matrices = x.new_empty((2, *shape), dtype=narrow)
+    dB, dC = matrices
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
@@ -214,12 +217,9 @@ def backward(
     return (
         dx[0] if directions == 1 else dx.sum(0),
         ddt[0] if cut.tiles == 1 else ddt.sum(0, dtype=dt.dtype),
-        sums[0].sum((1, 3)).flatten(),
-        dB[:, :, :, 0] if partials == 1 else dB.sum(3),
-        dC[:, :, :, 0] if partials == 1 else dC.sum(3),
-        sums[2, 0].sum((0, 2)) if D is not None else x.new_empty(0),
+        matrices[:, :, :, :, 0] if partials == 1 else matrices.sum(4),
+        sums.sum((2, 4)),
         dz,
-        sums[1].sum((1, 3)).flatten() if bias is not None else x.new_empty(0),
         dstart,
     )
 
@@ -249,13 +249,10 @@ def _(
     batch, _, heads, width = x.shape
     wide = torch.float32
 
-    def like(tensor: Tensor | None, dtype: torch.dtype) -> Tensor:
-        return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape, dtype=dtype)
-
+    dz = x.new_empty(0 if z is None else z.shape)
     dstart = x.new_empty((batch, heads, B.shape[3], width) if return_dstart else 0, dtype=wide)
-    matrices = like(B, x.dtype), like(C, x.dtype)
-    sums = like(D, wide), like(z, x.dtype), like(bias, wide)
-    return like(x, x.dtype), like(dt, dt.dtype), like(A, wide), *matrices, *sums, dstart
+    matrices, sums = x.new_empty((2, *B.shape)), x.new_empty((3, directions, heads), dtype=wide)
+    return x.new_empty(x.shape), dt.new_empty(dt.shape), matrices, sums, dz, dstart
 
 
 class Ssd(torch.autograd.Function):
@@ -287,18 +284,19 @@ class Ssd(torch.autograd.Function):
             dlast = dlast.contiguous()
             if dlast.numel() == 0:
                 dlast = None
-        dx, ddt, dA, dB, dC, dD, dz, dbias, dstart = operator(
+        dx, ddt, matrices, sums, dz, dstart = operator(
             dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, *ctx.options, ctx.has_start
         )  # fmt: skip
+        dA, dbias, dD = sums.unbind()
         return (
             dx,
             ddt,
-            dA.to(A.dtype),
-            dB.to(B.dtype),
-            dC.to(C.dtype),
-            None if D is None else dD.to(D.dtype),
+            dA.flatten().to(A.dtype),
+            matrices[0],
+            matrices[1],
+            None if D is None else dD[0].to(D.dtype),
             None if z is None else dz,
-            None if bias is None else dbias.to(bias.dtype),
+            None if bias is None else dbias.flatten().to(bias.dtype),
             None,
             dstart if ctx.has_start else None,
             None, None, None, None, None,
