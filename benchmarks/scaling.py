@@ -68,6 +68,8 @@ class Steps:
         if processes.shards:
             shard_weights(self.network, self.average, self.optimizers, processes.device)
         self.rnas = 0
+        self.seconds: list[float] = []
+        self.shapes: set[tuple[int, ...]] = set()
         self.streams = {
             tasks: task_batches(
                 tasks, tables, config.data, np.random.default_rng(k), processes.device,
@@ -93,6 +95,7 @@ class Steps:
         torch.manual_seed(step_seed(0, self.number, self.processes.rank))
         batches = {tasks: shard.batch for tasks, shard in shards.items()}
         values = train_step(self.network, self.optimizers, batches, config, self.processes, self.graphs, self.average)
+        self.shapes |= {tuple(batch.tokens.shape) for batch in batches.values() if batch is not None}
         self.number += 1
         self.rnas += sum(map(len, shards.values()))
         return values
@@ -112,14 +115,18 @@ def config_of(model: ModelConfig, tokens: int, **training) -> Config:
 
 
 def speed(steps: Steps, warm_up: int, count: int) -> list[tuple[int, float]]:
-    """RNAs of the whole batches and seconds, for each of PIECES parts of `count` steps."""
+    """RNAs of the whole batches and seconds, for each of PIECES parts of `count` steps. How long each step took the
+    host stands in `steps.seconds`: it waits for the device where something stands still."""
     device, speeds = steps.processes.device, []
     for k in range(PIECES + 1):
         steps.processes.wait()
         synchronize(device)
         steps.rnas, began = 0, time.perf_counter()
         for _ in range(count // PIECES if k else warm_up):
+            start = time.perf_counter()
             steps()
+            if k:
+                steps.seconds.append(time.perf_counter() - start)
         synchronize(device)
         if k:
             speeds.append((steps.rnas, time.perf_counter() - began))
@@ -163,6 +170,7 @@ def measure_speed(config_for: Callable[[int], Config], counts: tuple[int, int], 
         torch.cuda.reset_peak_memory_stats()
     all_speeds = speed(together, *counts)
     peak = torch.cuda.max_memory_allocated() / GIB if processes.device.type == "cuda" else float("nan")
+    retries = torch.cuda.memory_stats()["num_alloc_retries"] if processes.device.type == "cuda" else 0
     adding = gradient_sum_ms(together.network, processes)
     one, every = (
         sum(rnas for rnas, _ in parts) / sum(seconds for _, seconds in parts) if parts else float("nan")
@@ -178,6 +186,9 @@ def measure_speed(config_for: Callable[[int], Config], counts: tuple[int, int], 
         "efficiency": round(every / (processes.count * one), 4),
         "gradient_sum_ms": round(adding, 2),
         "memory_gib": round(peak, 2),
+        "shapes": len(together.shapes),
+        "slowest_steps_of_the_host": [round(seconds, 3) for seconds in sorted(together.seconds)[-5:]],
+        "allocator_retries": retries,
     }
 
 

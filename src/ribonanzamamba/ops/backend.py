@@ -109,7 +109,9 @@ def choose(
         say_once(f"{plain} PyTorch instead of Triton kernels: {problem}", logging.WARNING)
         return Explanation(plain, problem)
     say_once(f"Triton kernels on {device.type}", logging.INFO)
-    return Explanation("triton", f"{str(dtype).removeprefix('torch.')} on {torch.cuda.get_device_name(device)}")
+    # torch.compile takes no text from the driver into its graph, and nobody reads it there
+    place = "a GPU" if torch.compiler.is_compiling() else torch.cuda.get_device_name(device)
+    return Explanation("triton", f"{str(dtype).removeprefix('torch.')} on {place}")
 
 
 _assumed = False

@@ -30,26 +30,26 @@ GIB = 2**30
 class Measured:
     """What was fitted to measurements on a GPU (`benchmarks/training_plan.py`)."""
 
-    memory_factor: float = 0.95
+    memory_factor: float = 0.975
     """Peak of the allocator over the traced peak: a GPU's attention keeps fewer tensors."""
-    memory_extra_gib: float = 0.006
+    memory_extra_gib: float = 0.0038
     """Independent of the batch: libraries' buffers, GiB."""
-    bytes_per_second: float = 1.9e12
+    bytes_per_second: float = 2.0e12
     """Of the traced bytes."""
-    flops_per_second: float = 7.9e14
-    """Of the traced multiplications, bfloat16."""
-    kernel_seconds: float = 6.6e-6
+    flops_per_second: float = 1.4e16
+    """Of the traced multiplications, bfloat16; more than any GPU does: they take place while the bytes move."""
+    kernel_seconds: float = 6.1e-6
     """Of the device, an operation, however small."""
-    launch_seconds: float = 9e-5
+    launch_seconds: float = 1e-4
     """Host time an operation, backward pass and optimizer included: what bounds a step of few nucleotides."""
-    step_seconds: float = 2.4e-2
-    """Host time of a step whose passes are recorded (`training.graphs`): optimizer and average."""
+    step_seconds: float = 2.4e-4
+    """Of the end of a recorded step (`training.graphs`): optimizer and average."""
 
 
 MEASURED = Measured()
-"""One H100, bfloat16, PyTorch 2.11 (docs/experiments.md, 2026-11-25). Of 16 settings that were not fitted (other
-networks, lengths, checkpointing) memory is within 4 % of what was measured; time is within 14 % for the 5 with recorded
-passes, and within 33 % for the others, which wait for a host whose time varied by a third."""
+"""One H100, bfloat16, PyTorch 2.11 (docs/experiments.md, 2026-11-25). Of the 16 settings that were not fitted (other
+networks, lengths, checkpointing) memory is within 4 % of what was measured and time within 20 %, within 15 % for the
+others. A host that launches faster needs less time for steps that are not recorded."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Plan:
     passes: tuple[Pass, ...]
     coordinate_steps: int
     graphs: bool = False
-    """Whether the device gets each pass as a whole and not an operation at a time."""
+    """Whether the device gets passes and ends of steps as a whole and not an operation at a time."""
     measured: Measured = MEASURED
 
     @property
@@ -90,8 +90,9 @@ class Plan:
         """Time of a pass on a GPU."""
         device = each.moved_bytes / self.measured.bytes_per_second + each.flops / self.measured.flops_per_second
         device += each.operations * self.measured.kernel_seconds
-        host = self.measured.step_seconds if self.graphs else each.operations * self.measured.launch_seconds
-        return max(device, host)
+        if self.graphs:
+            return device + self.measured.step_seconds
+        return max(device, each.operations * self.measured.launch_seconds)
 
     @property
     def seconds_per_step(self) -> float:
