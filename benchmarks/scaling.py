@@ -85,6 +85,7 @@ class Steps:
         config = self.config
         # the loop asks all processes in every step whether to go on
         self.processes.largest([0.0, 0.0])
+        began = time.perf_counter()
         shards = {
             tasks: next(stream)
             for tasks, stream in self.streams.items()
@@ -97,6 +98,7 @@ class Steps:
         values = train_step(self.network, self.optimizers, batches, config, self.processes, self.graphs, self.average)
         self.shapes |= {tuple(batch.tokens.shape) for batch in batches.values() if batch is not None}
         self.number += 1
+        self.seconds.append(time.perf_counter() - began)
         self.rnas += sum(map(len, shards.values()))
         return values
 
@@ -115,18 +117,17 @@ def config_of(model: ModelConfig, tokens: int, **training) -> Config:
 
 
 def speed(steps: Steps, warm_up: int, count: int) -> list[tuple[int, float]]:
-    """RNAs of the whole batches and seconds, for each of PIECES parts of `count` steps. How long each step took the
-    host stands in `steps.seconds`: it waits for the device where something stands still."""
+    """RNAs of the whole batches and seconds, for each of PIECES parts of `count` steps. How long each step took this
+    process's host, without waiting for the others', stands in `steps.seconds`."""
     device, speeds = steps.processes.device, []
     for k in range(PIECES + 1):
         steps.processes.wait()
         synchronize(device)
         steps.rnas, began = 0, time.perf_counter()
         for _ in range(count // PIECES if k else warm_up):
-            start = time.perf_counter()
             steps()
-            if k:
-                steps.seconds.append(time.perf_counter() - start)
+        if not k:
+            steps.seconds.clear()
         synchronize(device)
         if k:
             speeds.append((steps.rnas, time.perf_counter() - began))
@@ -171,6 +172,7 @@ def measure_speed(config_for: Callable[[int], Config], counts: tuple[int, int], 
     all_speeds = speed(together, *counts)
     peak = torch.cuda.max_memory_allocated() / GIB if processes.device.type == "cuda" else float("nan")
     retries = torch.cuda.memory_stats()["num_alloc_retries"] if processes.device.type == "cuda" else 0
+    slowest = processes.gather(" ".join(f"{seconds:.3f}" for seconds in sorted(together.seconds)[-5:]))
     adding = gradient_sum_ms(together.network, processes)
     one, every = (
         sum(rnas for rnas, _ in parts) / sum(seconds for _, seconds in parts) if parts else float("nan")
@@ -187,7 +189,7 @@ def measure_speed(config_for: Callable[[int], Config], counts: tuple[int, int], 
         "gradient_sum_ms": round(adding, 2),
         "memory_gib": round(peak, 2),
         "shapes": len(together.shapes),
-        "slowest_steps_of_the_host": [round(seconds, 3) for seconds in sorted(together.seconds)[-5:]],
+        "slowest_steps_of_each_host": slowest,
         "allocator_retries": retries,
     }
 
