@@ -135,3 +135,21 @@ def test_predicting_imports_no_more_than_it_needs():
     code = f"import sys, ribonanzamamba.prediction.predict\nprint([name for name in {unneeded} if name in sys.modules])"
     done = python(code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["plot", "run"], ["battle", "battle_tiny.toml", "--out", "out", "--report"]], ids=lambda a: a[0]
+)
+def test_pictures_say_what_they_need(arguments, tmp_path):
+    """matplotlib is no part of a plain installation."""
+    config = PACKAGE.parents[1] / "configs" / "battle_tiny.toml"
+    if not config.exists():
+        pytest.skip("the package was not installed from its repository")
+    arguments = [str(config) if each == config.name else each for each in arguments]
+    code = "import sys\nsys.modules['matplotlib'] = None\nfrom ribonanzamamba.__main__ import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert 'pictures need matplotlib: pip install "ribonanzamamba[plots]"' in done.stderr
+    assert "Traceback" not in done.stderr

@@ -215,7 +215,7 @@ def battle(
 
     The same command continues a battle that was stopped.
     """
-    with _interruptible(), _one_line_errors(FloatingPointError):
+    with _interruptible(), _one_line_errors(FloatingPointError, ImportError):
         from rich.console import Console
 
         from ribonanzamamba.training.battle import fight, read_battle
@@ -227,7 +227,9 @@ def battle(
         if not report:
             for key in fight(battle_read, out, only or (), lambda: Display(console)):
                 _say(f"finished: {key.folder}")
-        # after the training: a machine that only trains needs no matplotlib until here
+        # after the training: a machine that only trains needs no matplotlib, and another writes the report
+        # first what says how matplotlib is installed
+        from ribonanzamamba import plots  # noqa: F401
         from ribonanzamamba.training.battle_report import write_report
 
         written = write_report(battle_read, out)
@@ -240,9 +242,7 @@ def plot(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The picture; .png, .svg or .pdf.")] = Path("curves.png"),
 ) -> None:
     """Draw the curves of training runs: losses, learning rate, gradient norm, held-out scores, throughput."""
-    with _interruptible(), _one_line_errors():
-        from matplotlib.figure import Figure
-
+    with _interruptible(), _one_line_errors(ImportError):
         from ribonanzamamba.plots.curves import draw_runs, panel_names
         from ribonanzamamba.training.metrics import read_metrics, series
 
@@ -256,6 +256,9 @@ def plot(
         names = panel_names(curves)
         if not names:
             raise ValueError(f"{', '.join(map(str, runs))}: nothing was logged yet")
+        # after `plots`, which says how matplotlib is installed
+        from matplotlib.figure import Figure
+
         columns = min(3, len(names))
         figure = Figure(figsize=(4.6 * columns, 3.0 * -(-len(names) // columns)), layout="constrained")
         axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()

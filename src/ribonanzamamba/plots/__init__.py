@@ -3,6 +3,11 @@
 None makes a figure, saves a file or runs a model. Knows the records of `rna`, NumPy and matplotlib, nothing else.
 """
 
+try:
+    import matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError('pictures need matplotlib: pip install "ribonanzamamba[plots]"') from error
+
 from ribonanzamamba.plots.coordinates import draw_trace
 from ribonanzamamba.plots.curves import draw_curve, draw_runs
 from ribonanzamamba.plots.profiles import draw_heat_map, draw_reactivity
