@@ -9,6 +9,7 @@ from ribonanzamamba.data.splits import (
     check_split,
     cluster_weights,
     epoch_batches,
+    full_batches,
     hashed_split,
     length_sorted_batches,
     padded_length,
@@ -94,6 +95,29 @@ def test_each_limit_closes_a_batch(limit):
 def test_too_long_an_rna_is_a_batch_of_its_own():
     assert length_sorted_batches([5, 9999, 5, 8888], **LIMITS) == [[0, 2], [3], [1]]
     assert length_sorted_batches([], **LIMITS) == []
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_full_batches_hold_every_index_once_and_have_one_size_a_length(multiple):
+    lengths = np.random.default_rng(0).integers(10, 200, 3000).tolist()
+    limits = {"max_tokens": 4096, "max_cells": 400_000, "max_examples": 100}
+    batches = full_batches(lengths, **limits, multiple=multiple)
+    assert sorted(index for batch in batches for index in batch) == list(range(3000))
+    sizes = {}
+    for batch in batches[:-1]:
+        longest = max(padded_length(lengths[index], multiple) for index in batch)
+        # as near to the limits as a multiple of a power of two is, which is never more than an eighth
+        most = max(n for n in range(1, 101) if n * longest <= 4096 and n * longest**2 <= 400_000)
+        unit = 8 if most >= 64 else 4 if most >= 32 else 2 if most >= 16 else 1
+        assert len(batch) == most // unit * unit
+        sizes.setdefault(longest, set()).add(len(batch))
+        assert longest - min(lengths[index] for index in batch) <= 40
+    assert all(len(each) == 1 for each in sizes.values()) and len(sizes) > 8
+    assert full_batches([], **limits) == []
+
+
+def test_a_full_batch_of_few_is_no_multiple():
+    assert list(map(len, full_batches([100] * 20, max_tokens=700, max_cells=10**6, max_examples=64))) == [7, 7, 6]
 
 
 def test_sampled_batches_keep_the_limits_and_are_of_similar_length():

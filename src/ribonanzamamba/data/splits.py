@@ -15,6 +15,8 @@ from ribonanzamamba.data.example import Example, crop
 
 POOL = 16
 """Batches whose examples are sorted by length together, where every example comes once an epoch."""
+SHARED = 8
+"""Sampled batches of many RNAs are a multiple of it: equal shares for as many processes."""
 HASHED_SPLITS = ("train", "valid")
 VALID_PERCENT = 8
 """Share of a table without splits of its own that goes to "valid": about that of our Parquet tables."""
@@ -87,6 +89,30 @@ def length_sorted_batches(
     return batches
 
 
+def full_batches(
+    lengths: Sequence[int], max_tokens: int, max_cells: int, max_examples: int, multiple: int = 1
+) -> list[list[int]]:
+    """Indices of the lengths in batches of similar length, the longest first, limits as in `length_sorted_batches`.
+
+    Every batch is as large as its longest RNA allows, rounded down to a multiple of a power of two, SHARED at most:
+    batches of one padded length have one size, so that few shapes come, and several processes get equal shares. The
+    last, of the shortest RNAs, is what is left.
+
+    >>> full_batches([30, 10, 60, 10, 30], max_tokens=60, max_cells=10_000, max_examples=8)
+    [[2], [0, 4], [1, 3]]
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist()
+    batches = []
+    while order:
+        longest = padded_length(lengths[order[0]], multiple)
+        most = max(1, min(max_tokens // longest, max_cells // longest**2, max_examples))
+        # an eighth at most is given up for it
+        unit = min(SHARED, max(1, 2 ** (most.bit_length() - 4)))
+        batches.append(order[: most // unit * unit])
+        del order[: most // unit * unit]
+    return batches
+
+
 def sample_batches(
     examples: Sequence[Example],
     *,
@@ -103,7 +129,7 @@ def sample_batches(
     """Endless batches of examples of similar length, drawn by weight with replacement.
 
     A chunk of examples is drawn, those longer than `max_length` get a random window of that length, the chunk is
-    sorted by length, cut into batches (limits: see `length_sorted_batches`) and the batches come in random order.
+    cut into `full_batches`, and these come in random order.
     What comes out depends on the state of `rng` alone; `rng` advances a chunk at a time. To resume, start again from
     the same state with `skip` = the number of batches already used: they are drawn, not built.
 
@@ -138,7 +164,7 @@ def _draw_batches(
         lengths = cropped[drawn]
         slack = np.array([examples[index].length for index in drawn], dtype=np.int64) - lengths
         starts = rng.integers(0, slack, endpoint=True)
-        plan = length_sorted_batches(lengths.tolist(), *limits)
+        plan = full_batches(lengths.tolist(), *limits)
         for which in rng.permutation(len(plan)):
             if skip > 0:
                 skip -= 1
