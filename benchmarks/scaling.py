@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 2 benchmarks/scaling.py --out scaling2.jsonl
 
 Speed: the training loop's steps over made tables, batches made ahead by threads, the same work a GPU on one GPU (the
-others idle) and on all: with `training.graphs` batches of RECORDED RNAs a GPU, reactivity and structures; without,
-batches of all tasks and of RNAs of 60 to 240 nt, filled by padded nucleotides. Losses: the same batches on one GPU and
+others idle) and on all: with `training.graphs` batches of RECORDED RNAs a GPU, reactivity and structures; without (or
+with: --recorded, whose warm-up should see every shape twice), batches of all tasks and of RNAs of 60 to 240 nt, filled
+by padded nucleotides. Losses: the same batches on one GPU and
 divided among all, without dropout.
 Prints JSON lines, from the first process. `--device cpu --tiny` tries the program without GPUs.
 """
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=24, help="steps")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--curve-steps", type=int, default=20)
+    parser.add_argument("--recorded", action="store_true", help="record steps over mixed batches too")
     parser.add_argument("--parallel", default="replicate", choices=PARALLEL)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true")
@@ -261,7 +263,10 @@ def main() -> None:
                 made_tables(8 * examples, length),
             )  # fmt: skip
             keep({"part": "speed", "examples_each": examples, "length": length} | row)
-        row = measure_speed(lambda count: config_of(model, tokens * count, workers=4), counts, processes, tables)
+        row = measure_speed(
+            lambda count: config_of(model, tokens * count, workers=4, graphs=arguments.recorded),
+            counts, processes, tables,
+        )  # fmt: skip
         keep({"part": "speed", "padded_nucleotides_each": tokens} | row)
         for optimizer, bfloat16 in (("adamw", False), ("muon", True)):
             compared = compare_losses(
