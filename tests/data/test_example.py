@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ribonanzamamba.data.example import Example, crop
+from ribonanzamamba.data.example import Example, crop, reverse, reverse_some
 from ribonanzamamba.data.prior import Prior
 
 
@@ -62,3 +62,19 @@ def test_crop_refuses_an_impossible_window(start, stop):
 def test_example_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_example().sequence = "A"
+
+
+def test_only_reactivity_is_reversed():
+    """Base pairs and coordinates mean nothing from the other end."""
+    reactivity = np.array([[0.1], [0.2], [0.3], [0.4]], dtype=np.float32)
+    prior = Prior(np.uint16([0]), np.uint16([2]), np.uint8([255]))
+    measured = Example("r", "GCAA", 0, 1, "", reactivity=reactivity, reactivity_weight=reactivity, prior=prior)
+    paired = Example("s", "GCAA", 0, 1, "", partners=np.array([1, 0, -1, -1], dtype=np.int32))
+    shaped = Example("c", "GCAA", 0, 1, "", coordinates=np.zeros((4, 4, 3), dtype=np.float32))
+    back, *others = reverse_some([measured, paired, shaped], 1.0, np.random.default_rng(0))
+    assert back.sequence == "AACG" and (back.prior.i, back.prior.j) == (1, 3)
+    np.testing.assert_array_equal(back.reactivity, reactivity[::-1])
+    np.testing.assert_array_equal(back.reactivity_weight, reactivity[::-1])
+    assert others == [paired, shaped]
+    with pytest.raises(ValueError, match="s: expected reactivity alone"):
+        reverse(paired)

@@ -39,9 +39,15 @@ def made_batch() -> Batch:
     return Batch(tuple(map(str, range(count))), torch.zeros(count, LENGTH, dtype=torch.int64), mask, partners=partners)
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0], ids=["too-modest", "right", "too-sure"])
+@pytest.mark.parametrize("factor", [0.25, 0.5, 1.0, 3.0, 4.8])
 def test_finds_the_factor(factor):
+    """Below 1 the network is too modest, above it too sure."""
     assert fit_pair_temperature(TooSure(factor), [made_batch()]) == pytest.approx(factor, rel=0.02)
+
+
+@pytest.mark.parametrize("factor, limit", [(0.05, 0.2), (50.0, 5.0)])
+def test_stays_within_the_limits(factor, limit):
+    assert fit_pair_temperature(TooSure(factor), [made_batch()]) == limit
 
 
 def test_without_structures_it_is_one():

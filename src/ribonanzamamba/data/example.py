@@ -99,18 +99,15 @@ def reverse(example: Example) -> Example:
 
 
 def reverse_some(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
-    """The examples, each reversed with a probability of `share`.
+    """The examples, each reversed with a probability of `share`, but for those with base pairs or coordinates.
 
     >>> rng = np.random.default_rng(0)
     >>> [each.sequence for each in reverse_some([Example("x", "GC", 0, 1, "")] * 4, 0.5, rng)]
     ['GC', 'CG', 'CG', 'CG']
-
-    Raises:
-        ValueError: as `reverse`.
     """
     reversed_ones = rng.random(len(examples)) < share
     return [
-        reverse(example) if chosen else example
+        reverse(example) if chosen and example.partners is None and example.coordinates is None else example
         for example, chosen in zip(examples, reversed_ones.tolist(), strict=True)
     ]
 

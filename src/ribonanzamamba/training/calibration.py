@@ -1,7 +1,5 @@
 """Pair probabilities that mean what they say: one temperature for the pair logits, fitted on held-out structures."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -31,25 +29,24 @@ def fit_pair_temperature(network: RibonanzaMamba, held_out: list[Batch]) -> floa
     if not logits:
         return 1.0
 
-    limit = math.log(LARGEST_TEMPERATURE)
-    log_temperature = torch.zeros((), device=logits[0][0].device, requires_grad=True)
+    # convex in the inverse
+    inverse = torch.ones((), device=logits[0][0].device, requires_grad=True)
     count = sum(len(partners) for _, _, partners in logits)
 
     def entropy() -> Tensor:
         fitter.zero_grad()
         with torch.enable_grad():
-            temperature = log_temperature.clamp(-limit, limit).exp()
             terms = [
-                len(partners) / count * structure_loss(pair / temperature, no_partner / temperature, partners)
+                len(partners) / count * structure_loss(pair * inverse, no_partner * inverse, partners)
                 for pair, no_partner, partners in logits
             ]
             mean = torch.stack(terms).sum()
             mean.backward()
         return mean
 
-    fitter = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
+    fitter = torch.optim.LBFGS([inverse], max_iter=50, line_search_fn="strong_wolfe")
     fitter.step(entropy)
-    return log_temperature.clamp(-limit, limit).exp().item()
+    return 1 / min(max(inverse.item(), 1 / LARGEST_TEMPERATURE), LARGEST_TEMPERATURE)
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class DataConfig:
     """Examples in every batch of reactivity and structures, each example once an epoch; shares, cluster powers and
     `tokens` do not count then. 0: batches of `tokens`, drawn by weight."""
     reverse_share: float = 0.0
-    """Share of the examples drawn that are read from the other end, sequence and reactivity; reactivity only."""
+    """Share of the examples of reactivity that are read from the other end. Those with base pairs or coordinates never
+    are."""
     max_length: int = 400
     """Longer RNAs are cropped to a random window, nucleotides."""
     coordinate_tokens: int = 4096
