@@ -14,7 +14,7 @@ from ribonanzamamba.data.reactivity_table import read_reactivity_table
 from ribonanzamamba.training import battle as battle_module
 from ribonanzamamba.training.battle import fight, read_battle
 from ribonanzamamba.training.battle_report import REPORT, score, write_report
-from ribonanzamamba.training.battle_result import RunKey, read_result
+from ribonanzamamba.training.battle_result import RunKey, join_measurements, join_predictions, read_result
 from ribonanzamamba.training.tables import prepare_store
 
 ROOT = Path(__file__).parents[2]
@@ -73,13 +73,27 @@ def test_a_result_holds_all_that_a_report_needs(overrides, tables, tmp_path):
     assert result.curve["epochs"] == [0.5, 1.0, 1.5, 2.0] and len(result.curve["DMS"]) == 4
     assert result.memory_gib is None and result.rnas_per_second > 0 and result.warm_up_seconds > 0
     examples = read_reactivity_table(tables / "reactivity.parquet", "valid", probes=("2A3", "DMS"))
-    assert result.predictions.sequences.tolist() == [example.sequence for example in examples]
-    scored = score([result])
+    measured = join_measurements(examples, ("2A3", "DMS"))
+    scored = score([result], measured)
     by_hand = np.concatenate([example.reactivity[:, 1] for example in examples]).astype(np.float64)
-    predicted = result.predictions.predicted[:, 1].astype(np.float64).clip(0, 1)
+    predicted = result.predictions.reactivity[:, 1].astype(np.float64)
     used = np.isfinite(by_hand)
     expected = np.abs(by_hand.clip(0, 1) - predicted)[used].mean()
     assert scored.mae("ribonanzanet", scored.cells.probe == "DMS") == pytest.approx(expected)
+    others = join_measurements(examples[::-1], ("2A3", "DMS"))
+    with pytest.raises(ValueError, match="ribonanzanet, 2-epochs, seed 1: predictions of other held-out RNAs"):
+        score([result], others)
+
+
+def test_predictions_are_kept_in_fine_steps(tables):
+    examples = read_reactivity_table(tables / "reactivity.parquet", "valid", probes=("2A3", "DMS"))
+    rng = np.random.default_rng(0)
+    values = [rng.uniform(-0.2, 1.3, (example.length, 2)).astype(np.float32) for example in examples]
+    kept = join_predictions(examples, values, ("2A3", "DMS"))
+    assert np.abs(kept.reactivity - np.concatenate(values).clip(0, 1)).max() <= 0.5 / 255 + 1e-6
+    values[1][3, 0] = np.nan
+    with pytest.raises(ValueError, match=f"values for {examples[1].id} that are not finite"):
+        join_predictions(examples, values, ("2A3", "DMS"))
 
 
 def test_all_contestants_get_the_same_batches(overrides):
@@ -107,7 +121,7 @@ def test_a_stopped_battle_goes_on(overrides, tmp_path, monkeypatch):
             list(fight(battle, tmp_path / "cut", ["ribonanzamamba:2-epochs:0"]))
     assert read_result(tmp_path / "cut", whole) is None
     list(fight(battle, tmp_path / "cut", ["ribonanzamamba:2-epochs:0"]))
-    one, other = (read_result(tmp_path / name, whole).predictions.predicted for name in ("whole", "cut"))
+    one, other = (read_result(tmp_path / name, whole).predictions.levels for name in ("whole", "cut"))
     assert np.array_equal(one, other)
 
 
@@ -120,11 +134,19 @@ def test_a_store_takes_the_place_of_the_tables(tables, overrides, tmp_path):
     list(fight(read_battle(TINY, elsewhere), tmp_path / "other", ["without-mamba:2-epochs:0"]))
     key = RunKey("without-mamba", "2-epochs", 0)
     one, other = (read_result(tmp_path / name, key).predictions for name in ("out", "other"))
-    assert np.array_equal(one.predicted, other.predicted)
+    assert np.array_equal(one.levels, other.levels)
     # on another machine it counts as the same run
     assert list(fight(read_battle(TINY, elsewhere), tmp_path / "out", ["without-mamba:2-epochs:0"])) == [key]
     text = write_report(read_battle(TINY, elsewhere), tmp_path / "other").read_text()
     assert "### Every experiment apart" not in text
+
+
+def test_results_hold_nothing_of_the_data_or_the_machine(overrides, tables, tmp_path):
+    [key] = list(fight(read_battle(TINY, overrides), tmp_path, ["without-mamba:2-epochs:0"]))
+    folder = tmp_path / "results" / key.folder
+    assert str(tables) not in (folder / "result.json").read_text()
+    with np.load(folder / "predictions.npz") as arrays:
+        assert sorted(arrays) == ["ids", "lengths", "levels", "probes"]
 
 
 def test_a_result_of_other_settings_is_refused(overrides, tmp_path):

@@ -2,9 +2,10 @@
 
 One TOML says who fights (`[[contestant]]`), how long (`[[budget]]`, epochs or minutes, each with its seeds) and on what
 (the sections of a training config, of which a contestant may change values). What a finished run leaves is small and
-complete (`battle_result`), so that a report can be written from runs of several machines and days.
+holds no data (`battle_result`), so that a report can be written from runs of several machines and days.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,8 @@ OF_THE_MACHINE = {
     "data": ("store", "reactivity"),
     "training": ("device", "workers", "save_steps", "save_minutes", "graphs"),
 }
-"""Settings that may differ between two sittings of a run: they change nothing in what it computes."""
+"""Settings that may differ between two sittings of a run: they change nothing in what it computes, and no result
+holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,15 @@ class Contestant:
         return RibonanzaNet(self.model) if isinstance(self.model, RibonanzaNetConfig) else RibonanzaMamba(self.model)
 
     def settings(self, config: Config) -> dict[str, Any]:
-        """What one of its runs was made with, as plain values."""
+        """What one of its runs was made with, as plain values, but for what belongs to the machine."""
         values = config.to_dict()
-        return {"architecture": self.architecture, "model": self.model.to_dict()} | {
-            section: values[section] for section in ("data", "loss", "training")
+        sections = {
+            section: {
+                key: value for key, value in values[section].items() if key not in OF_THE_MACHINE.get(section, ())
+            }
+            for section in ("data", "loss", "training")
         }
+        return {"architecture": self.architecture, "model": self.model.to_dict()} | sections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,27 +311,11 @@ def run_one(contestant: Contestant, config: Config, key: RunKey, out: Path, disp
 
 
 def check_same_settings(key: RunKey, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Nothing, if a finished run is of these settings, but for those of its machine.
+    """Nothing, if a finished run is of these settings.
 
     Raises:
         ValueError: otherwise, with the first differences.
     """
-    changed = differences(computing(before), computing(now))
+    changed = differences(before, json.loads(json.dumps(now)))
     if changed:
         raise ValueError(f"{key.folder} was finished with other settings ({'; '.join(changed[:4])}): remove its result")
-
-
-def computing(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those of the machine, tuples as lists."""
-    kept = {}
-    for section, values in settings.items():
-        if isinstance(values, Mapping):
-            left_out = OF_THE_MACHINE.get(section, ())
-            kept[section] = {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in values.items()
-                if name not in left_out
-            }
-        else:
-            kept[section] = values
-    return kept

@@ -14,8 +14,17 @@ from ribonanzamamba.data.reactivity_table import read_reactivity_rows
 from ribonanzamamba.evaluation.comparison import Cells, best, compare_errors
 from ribonanzamamba.plots.curves import draw_curve
 from ribonanzamamba.training.battle import Battle
-from ribonanzamamba.training.battle_result import Predictions, RunKey, RunResult, read_result
+from ribonanzamamba.training.battle_result import (
+    Measurements,
+    Predictions,
+    RunKey,
+    RunResult,
+    compared_examples,
+    join_measurements,
+    read_result,
+)
 from ribonanzamamba.training.loss import CERTAIN
+from ribonanzamamba.training.tables import read_tables
 
 REPORT = "report.md"
 COLORS = colormaps["tab10"].colors
@@ -36,7 +45,11 @@ class Scored:
     errors: dict[str, Float64[np.ndarray, " cell"]]
     """Of each contestant, the mean over its seeds."""
     runs: dict[str, list[RunResult]]
-    probes: tuple[str, ...]
+    measured: Measurements
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        return tuple(self.measured.probes.tolist())
 
     def mae(self, name: str, mask: np.ndarray) -> float:
         return float(self.errors[name][mask].mean())
@@ -52,56 +65,56 @@ def write_report(battle: Battle, out: str | Path) -> Path:
     results = {key: result for key in battle.keys() if (result := read_result(out, key)) is not None}
     if not results:
         raise ValueError(f"{out}: no finished run yet")
+    first = battle.contestants[0]
+    probes = tuple(first.model.probes)
+    measured = join_measurements(compared_examples(read_tables(first.config.data, probes)[1]), probes)
     lines = [f"# {battle.name}", "", HOW_IT_IS_MEASURED, ""]
     lines += missing_lines(battle, results)
     lines += contestant_lines(battle, results)
     for budget in battle.budgets:
         chosen = [result for key, result in results.items() if key.budget == budget.key]
         if chosen:
-            lines += budget_lines(battle, budget.key, score(chosen), out)
+            lines += budget_lines(battle, budget.key, score(chosen, measured), out)
     out.mkdir(parents=True, exist_ok=True)
     (out / REPORT).write_text("\n".join(lines))
     return out / REPORT
 
 
-def score(results: Sequence[RunResult]) -> Scored:
+def score(results: Sequence[RunResult], measured: Measurements) -> Scored:
     """Errors of all contestants at the cells that count.
 
     Raises:
-        ValueError: results of different held-out RNAs.
+        ValueError: results of other held-out RNAs than those measured.
     """
-    first = results[0].predictions
-    chosen = (first.weight >= CERTAIN) & np.isfinite(first.measured)
-    cells = counted_cells(first, chosen)
+    chosen = (measured.weight >= CERTAIN) & np.isfinite(measured.reactivity)
+    cells = counted_cells(measured, chosen)
     errors: dict[str, list[np.ndarray]] = {}
     runs: dict[str, list[RunResult]] = {}
     for result in results:
-        other = result.predictions
-        if not (
-            np.array_equal(other.sequences, first.sequences)
-            and np.array_equal(other.probes, first.probes)
-            and np.array_equal(other.measured, first.measured, equal_nan=True)
-        ):
-            raise ValueError(f"{result.contestant}, {result.budget}, seed {result.seed}: other held-out RNAs")
-        errors.setdefault(result.contestant, []).append(cells.errors(other.predicted[chosen]))
+        try:
+            result.predictions.check(measured)
+        except ValueError as error:
+            raise ValueError(f"{result.contestant}, {result.budget}, seed {result.seed}: {error}") from None
+        errors.setdefault(result.contestant, []).append(cells.errors(result.predictions.reactivity[chosen]))
         runs.setdefault(result.contestant, []).append(result)
     together = {name: np.mean(values, axis=0) for name, values in errors.items()}
-    return Scored(cells, together, runs, tuple(first.probes.tolist()))
+    return Scored(cells, together, runs, measured)
 
 
-def counted_cells(predictions: Predictions, chosen: np.ndarray) -> Cells:
+def counted_cells(measured: Measurements, chosen: np.ndarray) -> Cells:
     """The cells (position, probe) of a mask; the same sequence in two data sets is one RNA."""
     position, column = np.nonzero(chosen)
-    row = np.repeat(np.arange(len(predictions.lengths)), predictions.lengths)[position]
-    _, number = np.unique(predictions.sequences, return_inverse=True)
-    weight = np.minimum(predictions.weight[chosen].astype(np.float64), 0.9999)
+    row = np.repeat(np.arange(len(measured.lengths)), measured.lengths)[position]
+    _, number = np.unique(measured.sequences, return_inverse=True)
+    weight = np.minimum(measured.weight[chosen].astype(np.float64), 0.9999)
     return Cells(
         rna=number[row],
-        probe=predictions.probes[column],
-        dataset=predictions.datasets[row],
-        length=predictions.lengths[row],
-        signal_to_noise=weight / (1 - weight),
-        measured=predictions.measured[chosen].astype(np.float64),
+        probe=measured.probes[column],
+        dataset=measured.datasets[row],
+        length=measured.lengths[row],
+        # a signal to noise at the edge of a bin comes back from its float32 weight a little below it
+        signal_to_noise=np.round(weight / (1 - weight), 3),
+        measured=measured.reactivity[chosen].astype(np.float64),
     )
 
 
@@ -174,7 +187,7 @@ def main_table(scored: Scored, probe: str, mask: np.ndarray, baselines: set[str]
     rows = []
     for name in sorted(scored.errors, key=lambda name: scored.mae(name, mask)):
         runs = scored.runs[name]
-        single = [seed_mae(run, probe) for run in runs]
+        single = [seed_mae(run, scored.measured, probe) for run in runs]
         row = [name, f"{scored.mae(name, mask):.4f}", f"{min(single):.4f}-{max(single):.4f}", str(len(runs))]
         row += [f"{statistics.mean(run.epochs for run in runs):.1f}"]
         row += [f"{statistics.mean(run.minutes for run in runs):.1f}"]
@@ -184,9 +197,9 @@ def main_table(scored: Scored, probe: str, mask: np.ndarray, baselines: set[str]
     return table((*header, f"difference {versus} (95 %)", "ratio (95 %)"), rows)
 
 
-def seed_mae(run: RunResult, probe: str) -> float:
+def seed_mae(run: RunResult, measured: Measurements, probe: str) -> float:
     """MAE of one run."""
-    scored = score([run])
+    scored = score([run], measured)
     return scored.mae(run.contestant, scored.cells.probe == probe)
 
 
@@ -249,9 +262,8 @@ def experiment_lines(battle: Battle, scored: Scored) -> list[str]:
         return []
     rows = [row for path in paths for row in read_reactivity_rows(path, "valid") if row.sn_pass]
     # a prediction depends on the sequence alone: the first place of each sequence will do
-    first = next(iter(scored.runs.values()))[0].predictions
-    starts = np.cumsum(first.lengths) - first.lengths
-    place = dict(zip(first.sequences.tolist(), starts.tolist(), strict=True))
+    starts = np.cumsum(scored.measured.lengths) - scored.measured.lengths
+    place = dict(zip(scored.measured.sequences.tolist(), starts.tolist(), strict=True))
     cells = []
     for probe in scored.probes:
         here = [row for row in rows if row.probe == probe and row.sequence in place]
@@ -272,10 +284,10 @@ def experiment_mae(predictions: Predictions, rows: Sequence, place: Mapping[str,
     total, count = 0.0, 0
     for row in rows:
         start = place[row.sequence]
-        predicted = predictions.predicted[start : start + len(row.sequence), column].astype(np.float64)
+        predicted = predictions.reactivity[start : start + len(row.sequence), column].astype(np.float64)
         used = np.isfinite(row.reactivity)
         measured = row.reactivity[used].astype(np.float64)
-        total += float(np.abs(predicted[used].clip(0, 1) - measured.clip(0, 1)).sum())
+        total += float(np.abs(predicted[used] - measured.clip(0, 1)).sum())
         count += int(used.sum())
     return total / count if count else float("nan")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int32, Shaped
+from jaxtyping import Float, Float32, Int32, Shaped, UInt8
 from torch import nn
 
 from ribonanzamamba import __version__
@@ -21,11 +21,13 @@ from ribonanzamamba.training.metrics import read_metrics, series
 from ribonanzamamba.training.processes import joined
 from ribonanzamamba.training.run_folder import METRICS, STATE, write_atomically
 from ribonanzamamba.training.tables import read_tables
-from ribonanzamamba.training.validation import LONGEST, prior_of
+from ribonanzamamba.training.validation import LONGEST, HeldOut, prior_of
 
 RESULT, PREDICTIONS = "result.json", "predictions.npz"
 TOKENS = 16384
 """Nucleotides of a batch of predictions, at most."""
+LEVELS = 255
+"""Steps from 0 to 1 in which predictions are kept: their rounding moves an MAE by about a millionth."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,45 @@ class RunKey:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions:
-    """Held-out RNAs, what was measured of them (replicates merged) and what the network says; cells end to end."""
+class Measurements:
+    """What was measured of the held-out RNAs, replicates merged; positions end to end."""
 
     ids: Shaped[np.ndarray, " rna"]
     sequences: Shaped[np.ndarray, " rna"]
     datasets: Shaped[np.ndarray, " rna"]
     lengths: Int32[np.ndarray, " rna"]
     probes: Shaped[np.ndarray, " probe"]
-    predicted: Float16[np.ndarray, "position probe"]
-    measured: Float16[np.ndarray, "position probe"]
+    reactivity: Float[np.ndarray, "position probe"]
     """Dimensionless, NaN = not measured."""
-    weight: Float16[np.ndarray, "position probe"]
+    weight: Float[np.ndarray, "position probe"]
     """Trust, s / (1 + s) of a single row with signal to noise s."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a network says of the held-out RNAs; positions end to end. Nothing of what was measured: results can be
+    passed on where data cannot."""
+
+    ids: Shaped[np.ndarray, " rna"]
+    lengths: Int32[np.ndarray, " rna"]
+    probes: Shaped[np.ndarray, " probe"]
+    levels: UInt8[np.ndarray, "position probe"]
+    """Reactivity clipped to [0, 1], as the metric does, in steps of 1 / LEVELS."""
+
+    @property
+    def reactivity(self) -> Float32[np.ndarray, "position probe"]:
+        """Dimensionless, 0 to 1."""
+        return self.levels.astype(np.float32) / LEVELS
+
+    def check(self, measurements: Measurements) -> None:
+        """Nothing, if these are predictions of those RNAs, in their order.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        for name in ("ids", "lengths", "probes"):
+            if not np.array_equal(getattr(self, name), getattr(measurements, name)):
+                raise ValueError(f"predictions of other held-out RNAs than the tables have: their {name} differ")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -138,7 +166,7 @@ def collect_result(run: Path, key: RunKey, config: Config, network: nn.Module, s
     )
     network.to(device)
     training, held_out = read_tables(config.data, tuple(network.config.probes))
-    examples = [example for example in held_out.reactivity if example.length <= LONGEST]
+    examples = compared_examples(held_out)
     both = config.data.reverse_share > 0
     values = predict_reactivity(network, examples, device, config.training.bfloat16)
     if both:
@@ -184,25 +212,47 @@ def predict_reactivity(
     return values
 
 
-def join_predictions(
-    examples: Sequence[Example], values: Sequence[Float32[np.ndarray, "length probe"]], probes: tuple[str, ...]
-) -> Predictions:
-    """Examples and the values predicted for them as flat arrays.
+def compared_examples(held_out: HeldOut) -> list[Example]:
+    """The RNAs on which contestants are compared.
 
     Raises:
-        ValueError: no held-out examples.
+        ValueError: there are none.
     """
+    examples = [example for example in held_out.reactivity if example.length <= LONGEST]
     if not examples:
         raise ValueError("battle: expected held-out reactivity examples, got none")
-    return Predictions(
+    return examples
+
+
+def join_measurements(examples: Sequence[Example], probes: Sequence[str]) -> Measurements:
+    """Examples as flat arrays."""
+    return Measurements(
         ids=np.array([example.id for example in examples]),
         sequences=np.array([example.sequence for example in examples]),
         datasets=np.array([example.dataset for example in examples]),
         lengths=np.array([example.length for example in examples], dtype=np.int32),
         probes=np.array(probes),
-        predicted=np.concatenate(values).astype(np.float16),
-        measured=np.concatenate([example.reactivity for example in examples]).astype(np.float16),
-        weight=np.concatenate([example.reactivity_weight for example in examples]).astype(np.float16),
+        reactivity=np.concatenate([example.reactivity for example in examples]),
+        weight=np.concatenate([example.reactivity_weight for example in examples]),
+    )
+
+
+def join_predictions(
+    examples: Sequence[Example], values: Sequence[Float32[np.ndarray, "length probe"]], probes: Sequence[str]
+) -> Predictions:
+    """The values predicted for examples as flat arrays.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    for example, row in zip(examples, values, strict=True):
+        if not np.isfinite(row).all():
+            raise ValueError(f"battle: the network predicts values for {example.id} that are not finite")
+    return Predictions(
+        ids=np.array([example.id for example in examples]),
+        lengths=np.array([example.length for example in examples], dtype=np.int32),
+        probes=np.array(probes),
+        levels=np.rint(np.concatenate(values).clip(0, 1) * LEVELS).astype(np.uint8),
     )
 
 
