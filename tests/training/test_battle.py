@@ -58,7 +58,8 @@ def test_chosen_runs_and_what_is_missing(overrides, tmp_path):
     keys = list(fight(battle, tmp_path, only))
     assert keys == [RunKey("ribonanzanet", "2-epochs", 0), RunKey("ribonanzamamba", "2-epochs", 1)]
     text = write_report(battle, tmp_path).read_text()
-    assert "Missing: ribonanzamamba:2-epochs:0" in text and "## 0.005 minutes" not in text
+    assert "Missing: ribonanzamamba:2-epochs:0, " in text and "ribonanzanet:2-epochs:1, " in text
+    assert "without-mamba:2-epochs:0/1" in text and "## 0.005 minutes" not in text
     with pytest.raises(ValueError, match="--only nobody: no such run"):
         battle.keys(["nobody"])
 
@@ -204,7 +205,7 @@ def test_results_are_plain_json(overrides, tmp_path):
 
 def test_the_battle_of_the_repository_can_be_read():
     battle = read_battle(ROOT / "configs" / "battle.toml")
-    assert [budget.key for budget in battle.budgets] == ["6-epochs", "16-epochs", "10-minutes", "2-minutes"]
+    assert [budget.key for budget in battle.budgets] == ["6-epochs", "16-epochs", "10-minutes", "1-minutes"]
     # 15,232 sequences in batches of 64
     config = battle.run_config(RunKey("ribonanzanet-published", "16-epochs", 0), 238)
     assert config.training.steps == 3808 and config.training.optimizer == "radam"

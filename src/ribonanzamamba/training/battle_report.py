@@ -129,10 +129,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def missing_lines(battle: Battle, results: Mapping[RunKey, RunResult]) -> list[str]:
+    """How many runs are there, and which are not: NAME:BUDGET:SEED/SEED."""
     missing = [key for key in battle.keys() if key not in results]
     if not missing:
         return [f"All {len(results)} runs are finished.", ""]
-    names = ", ".join(f"{key.contestant}:{key.budget}:{key.seed}" for key in missing)
+    seeds: dict[str, list[str]] = {}
+    for key in missing:
+        seeds.setdefault(f"{key.contestant}:{key.budget}", []).append(str(key.seed))
+    names = ", ".join(f"{name}:{'/'.join(numbers)}" for name, numbers in seeds.items())
     return [f"{len(results)} runs are finished. **Missing: {names}.**", ""]
 
 
