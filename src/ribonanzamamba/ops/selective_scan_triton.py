@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, next_power_of_2, on_launch, processors
+from ribonanzamamba.ops.partial_sums import sum_parts
 from ribonanzamamba.ops.recurrence import copies_a_position
 from ribonanzamamba.ops.ssd_triton import dense_rows, merge
 
@@ -219,15 +220,10 @@ def backward(
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
             OFFSET=offset_type(x, dt, B, C, z, dy), STAGES=BACKWARD_STAGES, **cut.order(order), **cut.tile,
         )  # fmt: skip
-    return (
-        dx[0] if cut.parts == 1 else dx.sum(0),
-        ddt,
-        dA.sum(1).view(A.shape),
-        matrices.sum(4),
-        sums.sum(2),
-        dz,
-        dstart,
+    dx, dA, matrices, sums = sum_parts(
+        [(dx, 0, x.dtype), (dA, 1, wide), (matrices, 4, matrices.dtype), (sums, 2, wide)]
     )
+    return dx, ddt, dA.view(A.shape), matrices, sums, dz, dstart
 
 
 forward_operator = torch.library.custom_op("ribonanzamamba::selective_scan_forward", forward, mutates_args=())
