@@ -301,3 +301,35 @@ def test_automatic_choice_on_a_cpu_is_the_plain_form():
 def test_a_forced_kernel_that_cannot_run_is_an_error():
     with pytest.raises(ValueError, match="backend 'triton' cannot run: the kernels take float32"):
         explain(torch.zeros(1, 4, 2, 3, dtype=torch.float64), backend="triton")
+
+
+@pytest.mark.parametrize(("length", "wide"), [(131_072, False), (262_144, True)])
+def test_offsets_of_the_partial_sums_count(length, wide, monkeypatch):
+    """Those of B's gradient, a part a tile of channels, pass 2^31 long before x does; nothing is computed."""
+    import triton.language as tl
+
+    from ribonanzamamba.ops import partial_sums, selective_scan_triton
+
+    launched = {}
+
+    class Launcher:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launched.setdefault(self.name, options)
+
+    class Kernels:
+        def __getattr__(self, name):
+            return Launcher(name)
+
+    monkeypatch.setattr(selective_scan_triton, "kernels", Kernels)
+    monkeypatch.setattr(partial_sums, "kernels", Kernels)
+    x = torch.empty(1, length, 512, device="meta", dtype=torch.bfloat16)
+    B = torch.empty(1, length, 1, 64, device="meta", dtype=torch.bfloat16)
+    A = torch.empty(512, 64, device="meta")
+    nothing = torch.empty(0, device="meta")
+    selective_scan_triton.backward(
+        x, None, x, x, A, B, B, None, None, None, None, None, nothing, nothing, True, False, 1, 1.0, False
+    )  # fmt: skip
+    assert launched["backward_kernel"]["OFFSET"] == (tl.int64 if wide else tl.int32)

@@ -218,7 +218,7 @@ def backward(
             *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            OFFSET=offset_type(x, dt, B, C, z, dy), STAGES=BACKWARD_STAGES, **cut.order(order), **cut.tile,
+            OFFSET=offset_type(x, dt, B, C, z, dy, dB), STAGES=BACKWARD_STAGES, **cut.order(order), **cut.tile,
         )  # fmt: skip
     dx, dA, matrices, sums = sum_parts(
         [(dx, 0, x.dtype), (dA, 1, wide), (matrices, 4, matrices.dtype), (sums, 2, wide)]
