@@ -3,6 +3,7 @@
 The same kernels on a GPU, in bfloat16 and at length: test_triton_gpu.py.
 """
 
+import importlib
 import importlib.util
 
 import pytest
@@ -24,6 +25,13 @@ pytestmark = pytest.mark.skipif(
 TOLERANCE = 2e-5
 """Of the norm of the difference over the norm: float32 against float64."""
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
+
+
+@pytest.fixture(autouse=True)
+def fresh_plans():
+    """Tests change the constants that plans are made from."""
+    for module in ("ssd_triton", "selective_scan_triton"):
+        importlib.import_module(f"ribonanzamamba.ops.{module}").planned.cache_clear()
 
 
 def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Sums of what the programs of a backward pass left apart, all of them in one launch, in a fixed order."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -42,23 +43,26 @@ def sum_parts(parts: Sequence[tuple[Tensor, int, torch.dtype]]) -> list[Tensor]:
 
 def launch(sums: Sequence[tuple[Tensor, Tensor, int]]) -> None:
     """Write the sum of each (source, out, axis) to out."""
-    sizes, tiles, ends = [], [], []
-    for source, _, axis in sums:
-        shape = source.shape
+    programs, numbers = geometry(tuple((source.shape, axis) for source, _, axis in sums))
+    # what is not there is never reached
+    sums = [*sums, *[sums[0]] * (SUMS - len(sums))]
+    with device_of(sums[0][0]):
+        kernels().sums_kernel[(programs,)](
+            *[source for source, _, _ in sums], *[out for _, out, _ in sums], *numbers, num_warps=4
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def geometry(sums: tuple[tuple[torch.Size, int], ...]) -> tuple[int, tuple[int, ...]]:
+    """Programs of a launch, and the kernel's arguments behind its tensors: where each sum's programs end, its sizes and
+    its tiles."""
+    columns, end = [], 0
+    for shape, axis in sums:
         outer, count, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
         BK = min(next_power_of_2(count), MOST_TERMS_AT_ONCE)
         BI = min(next_power_of_2(inner), TILE // BK)
         BO = min(next_power_of_2(outer), TILE // (BK * BI))
-        sizes.append((outer, count, inner))
-        tiles.append((BO, BK, BI))
-        ends.append((ends[-1] if ends else 0) + cdiv(outer, BO) * cdiv(inner, BI))
-    # what is not there is never reached
-    more = SUMS - len(sums)
-    sums = [*sums, *[sums[0]] * more]
-    sizes, tiles, ends = sizes + [(1, 1, 1)] * more, tiles + [(1, 1, 1)] * more, ends + [ends[-1]] * more
-    with device_of(sums[0][0]):
-        kernels().sums_kernel[(ends[-1],)](
-            *[source for source, _, _ in sums], *[out for _, out, _ in sums], *ends,
-            *[size[k] for k in range(3) for size in sizes], *[tile[k] for k in range(3) for tile in tiles],
-            num_warps=4,
-        )  # fmt: skip
+        end += cdiv(outer, BO) * cdiv(inner, BI)
+        columns.append((end, outer, count, inner, BO, BK, BI))
+    columns += [(end, 1, 1, 1, 1, 1, 1)] * (SUMS - len(sums))
+    return end, tuple(number for row in zip(*columns, strict=True) for number in row)

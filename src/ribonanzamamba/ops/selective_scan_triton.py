@@ -1,6 +1,7 @@
 """Launches the kernels of `selective_scan_kernels.py`: shapes, buffers, launch tables, the gradient, and operators that
 torch.compile sees as one node. A launch needs Triton; `backend.py` says when it can run."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -53,15 +54,15 @@ class Plan:
     segments: int
     blocks_a_segment: int
 
-    @property
+    @functools.cached_property
     def rows(self) -> int:
         return self.directions * self.batch
 
-    @property
+    @functools.cached_property
     def grid(self) -> tuple[int, int]:
         return self.rows * self.groups * self.tiles_a_group, self.segments
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """What every kernel is told, in their order."""
         return (
@@ -73,7 +74,7 @@ class Plan:
         """What kernels are compiled for that follow an order, or none."""
         return {"HAS_ORDER": order is not None, "SHARED": order is not None and self.parts == 1}
 
-    @property
+    @functools.cached_property
     def tile(self) -> dict[str, int]:
         """What every kernel is compiled for."""
         return {"T": self.T, "BN": self.BN, "R": self.R, "W": self.W, "num_warps": 1}
@@ -82,11 +83,20 @@ class Plan:
 def plan(
     x: Tensor, dt: Tensor, B: Tensor, directions: int, order: Tensor | None = None, backward: bool = False
 ) -> Plan:
-    """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
-    batch, length, width = x.shape
-    steps = length if order is None else order.shape[1]
+    """How the pass over these tensors is cut."""
     parts = copies_a_position(x, dt)
-    groups, state = B.shape[2] // parts, B.shape[3]
+    steps = x.shape[1] if order is None else order.shape[1]
+    return planned(
+        *x.shape, B.shape[3], steps, B.shape[2] // parts, directions, parts, backward, processors(x.device)
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def planned(
+    batch: int, length: int, width: int, state: int, steps: int, groups: int, directions: int, parts: int,
+    backward: bool, processors: int,
+) -> Plan:  # fmt: skip
+    """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     BN = next_power_of_2(state)
     T = BACKWARD_STEPS if backward else FORWARD_STEPS
     if backward:
@@ -98,7 +108,7 @@ def plan(
     tiles_a_group = cdiv(width // groups, R * W)
     blocks = cdiv(steps, T)
     programs = directions * batch * groups * tiles_a_group
-    wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // programs)
+    wanted = max(1, PROGRAMS_A_PROCESSOR * processors // programs)
     segments = max(1, min(wanted, blocks // FEWEST_BLOCKS))
     blocks_a_segment = cdiv(blocks, segments)
     segments = cdiv(blocks, blocks_a_segment)

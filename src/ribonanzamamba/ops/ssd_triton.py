@@ -1,6 +1,7 @@
 """Launches the kernels of `ssd_kernels.py`: shapes, buffers, launch tables, the gradient, and operators that
 torch.compile sees as one node. A launch needs Triton; `backend.py` says when it can run."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -47,17 +48,17 @@ class Plan:
     segments: int
     chunks_a_segment: int
 
-    @property
+    @functools.cached_property
     def rows(self) -> int:
         return self.directions * self.batch * self.heads
 
-    @property
+    @functools.cached_property
     def tile(self) -> dict[str, int | bool]:
         """What every kernel of matrix products is compiled for."""
         whole = self.state == self.BN and self.width % self.BP == 0
         return {"Q": self.Q, "BN": self.BN, "BP": self.BP, "WHOLE": whole}
 
-    @property
+    @functools.cached_property
     def grid(self) -> tuple[int, int]:
         return self.rows * self.tiles, self.segments
 
@@ -67,9 +68,16 @@ def chunk_size(length: int) -> int:
 
 
 def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Plan:
+    """How the pass over these tensors is cut."""
+    return planned(*x.shape, B.shape[2] // directions, B.shape[3], directions, backward, processors(x.device))
+
+
+@functools.lru_cache(maxsize=1024)
+def planned(
+    batch: int, length: int, heads: int, width: int, groups: int, state: int, directions: int, backward: bool,
+    processors: int,
+) -> Plan:  # fmt: skip
     """Chunk, tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
-    batch, length, heads, width = x.shape
-    groups, state = B.shape[2] // directions, B.shape[3]
     Q = chunk_size(length)
     BN = max(16, next_power_of_2(state))
     widest = max(16, min(WIDEST_TILE, LARGEST_STATE_TILE // BN)) if backward else WIDEST_TILE
@@ -77,7 +85,7 @@ def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Pl
     tiles = cdiv(width, BP)
     chunks = cdiv(length, Q)
     programs = directions * batch * heads * tiles
-    wanted = max(1, PROGRAMS_A_PROCESSOR * processors(x.device) // max(1, programs))
+    wanted = max(1, PROGRAMS_A_PROCESSOR * processors // max(1, programs))
     segments = max(1, min(wanted, chunks // FEWEST_CHUNKS))
     chunks_a_segment = cdiv(chunks, segments)
     segments = cdiv(chunks, chunks_a_segment)
