@@ -298,7 +298,7 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradients of one head (or a tile of its width), chunk by chunk from the last to the first.
 
-    dx: (direction, b, l, h, p). ddt, dB, dC: (tile, ...) partial sums. sums: (3, direction, b, tile, segment, h), those
+    dx: (direction, b, l, h, p). ddt, dB, dC: (tile, ...) partial sums. sums: (3, direction, b, h, tile, segment), those
     of A, dt_bias and D.
     """
     program = tl.program_id(0)
@@ -441,9 +441,8 @@ def backward_kernel(
             store_tile(dB, at, matrix_row, q, padding, n, N, no_matrix, WHOLE)
             store_tile(dC, at, matrix_row, q, padding, n, N, no_matrix, WHOLE)
             tl.store(ddt + at * all_heads + q * all_heads, tl.zeros((Q,), dtype=tl.float32), mask=padding)
-    places = batch * tiles * segments
-    sums += (direction * places + (b * tiles + tile) * segments + segment) * heads + head
-    all_sums = directions.to(tl.int64) * places * heads
+    sums += program.to(tl.int64) * segments + segment
+    all_sums = segments.to(tl.int64) * tl.num_programs(0)
     tl.store(sums, tl.sum(dA, 0))
     tl.store(sums + all_sums, tl.sum(dshift, 0))
     # both directions see the skip: one of them counts it

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, dot_type, next_power_of_2, on_launch, processors
-from ribonanzamamba.ops.partial_sums import sum_parts
 
 LONGEST_CHUNK = 32
 """Positions a chunk: the tiles of 64 spill registers in the backward pass, which then takes half as long again."""
@@ -208,7 +207,7 @@ def backward(
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
-    sums = x.new_empty((3, directions, cut.batch * cut.tiles * cut.segments, cut.heads), dtype=torch.float32)
+    sums = x.new_empty((3, directions, cut.batch, cut.heads, cut.tiles * cut.segments), dtype=torch.float32)
     dot, precision = dot_type(x.dtype)
     with device_of(x):
         entering = dlast
@@ -223,10 +222,14 @@ def backward(
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
             DOT=dot, PRECISION=precision, **cut.tile, **BACKWARD_LAUNCH,
         )  # fmt: skip
-    dx, ddt, matrices, sums = sum_parts(
-        [(dx, 0, narrow), (ddt, 0, dt.dtype), (matrices, 4, narrow), (sums, 2, torch.float32)]
+    return (
+        dx[0] if directions == 1 else dx.sum(0),
+        ddt[0] if cut.tiles == 1 else ddt.sum(0, dtype=dt.dtype),
+        matrices[:, :, :, :, 0] if partials == 1 else matrices.sum(4),
+        sums.sum((2, 4)),
+        dz,
+        dstart,
     )
-    return dx, ddt, matrices, sums, dz, dstart
 
 
 forward_operator = torch.library.custom_op("ribonanzamamba::ssd_forward", forward, mutates_args=())
