@@ -31,8 +31,8 @@ def cells_of(length: int) -> int:
 
 
 def as_bytes(present: Tensor) -> Tensor:
-    """The same memory where it is dense."""
-    return present.contiguous().view(torch.uint8)
+    """The same memory of a dense mask, as kernels read it. Inside the operators: PyTorch 2.11 does not compile it."""
+    return present.view(torch.uint8)
 
 
 def few(tiles: int, device: torch.device) -> int:
@@ -45,7 +45,7 @@ def outer(pair: Tensor, projected: Tensor, gain: Tensor, present: Tensor, eps: f
     summed, normed, tile = torch.empty_like(pair), torch.empty_like(pair), cells_of(l)
     with device_of(pair):
         kernels().outer_forward_kernel[l * cdiv(l, tile), b](
-            pair, projected, gain, present, summed, normed, l, c, eps, BJ=tile, BC=width(c), num_warps=4
+            pair, projected, gain, as_bytes(present), summed, normed, l, c, eps, BJ=tile, BC=width(c), num_warps=4
         )  # fmt: skip
     return summed, normed
 
@@ -59,7 +59,7 @@ def outer_gradients(
     sums = summed.new_empty((b * l, c), dtype=torch.float32)
     with device_of(summed):
         kernels().outer_backward_kernel[l, b](
-            dsummed, dnormed, summed, projected, gain, present, dpair, dprojected, sums, l, c, eps,
+            dsummed, dnormed, summed, projected, gain, as_bytes(present), dpair, dprojected, sums, l, c, eps,
             BJ=cells_of(l), BC=width(c), num_warps=2,
         )  # fmt: skip
         kernels().outer_columns_kernel[cdiv(l, COLUMNS), b](
@@ -106,7 +106,7 @@ def heads(pair: Tensor, weight: Tensor, present: Tensor, eps: float, fill: float
     dot, precision = dot_type(pair.dtype)
     with device_of(pair):
         kernels().heads_forward_kernel[l * cdiv(l, tile), b](
-            pair, weight, present, out, l, c, len(weight), eps, fill,
+            pair, weight, as_bytes(present), out, l, c, len(weight), eps, fill,
             DOT=dot, PRECISION=precision, BJ=tile, BC=width(c), BH=width(len(weight)), num_warps=2,
         )  # fmt: skip
     return out
@@ -122,7 +122,7 @@ def heads_gradients(dout: Tensor, pair: Tensor, weight: Tensor, present: Tensor,
     dot, precision = dot_type(pair.dtype)
     with device_of(pair):
         kernels().heads_backward_kernel[(programs,)](
-            dout, pair, weight, present, dpair, sums, l, c, len(weight), b * l, eps,
+            dout, pair, weight, as_bytes(present), dpair, sums, l, c, len(weight), b * l, eps,
             DOT=dot, PRECISION=precision, BJ=tile, BC=width(c), BH=width(len(weight)), num_warps=4,
         )  # fmt: skip
     return dpair, sums.sum(0)
@@ -225,7 +225,7 @@ def outer_and_norm_triton(
     pair: Tensor, projected: Tensor, gain: Tensor, present: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """As `outer_and_norm`."""
-    return OuterAndNorm.apply(pair.contiguous(), projected.contiguous(), gain, as_bytes(present), eps)
+    return OuterAndNorm.apply(pair.contiguous(), projected.contiguous(), gain, present.contiguous(), eps)
 
 
 def gated_residual_triton(pair: Tensor, hidden: Tensor, hidden_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -237,4 +237,4 @@ def norm_and_heads_triton(
     pair: Tensor, gain: Tensor, weight: Tensor, present: Tensor, eps: float, fill: float
 ) -> Tensor:
     """As `norm_and_heads`; the gain is a factor of the weight's columns."""
-    return NormAndHeads.apply(pair.contiguous(), (weight * gain).contiguous(), as_bytes(present), eps, fill)
+    return NormAndHeads.apply(pair.contiguous(), (weight * gain).contiguous(), present.contiguous(), eps, fill)
