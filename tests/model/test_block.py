@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from ribonanzamamba.model.block import Block
 from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.model.network import RibonanzaMamba
 
 
 @pytest.fixture
@@ -83,9 +84,9 @@ def test_the_pair_track_stays_where_nothing_updates_or_reads_it(block):
     assert torch.equal(still(*arguments)[1], arguments[1])
 
 
-def mixed(mixing: str, **values) -> Block:
+def mixed(mixing: str, mamba_drop: float = 0.0, **values) -> Block:
     torch.manual_seed(0)
-    config = ModelConfig(width=16, pair_width=8, heads=2, d_state=4, head_width=8, mixing=mixing)
+    config = ModelConfig(width=16, pair_width=8, heads=2, d_state=4, head_width=8, mixing=mixing, mamba_drop=mamba_drop)
     return Block(config, dilation=1, **values).double()
 
 
@@ -98,6 +99,39 @@ def test_a_sum_has_no_gate():
         block.mix(h, pair, mask, lengths), block.attention(h, pair, mask) + block.mamba(h, lengths)
     )
     assert block.gate is None and block.branches == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixing", ["gate", "sum"])
+def test_rnas_that_the_state_space_does_not_read(mixing):
+    """The first RNA's state space is left out, the second's is not."""
+    block = mixed(mixing, mamba_drop=0.5)
+    x, pair, mask, lengths = inputs(7, (7, 4))
+    h = block.mixer_norm(x)
+    scanned = torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None, None]
+    got = block.mix(h, pair, mask, lengths, scanned)
+    attended = block.attention(h, pair, mask)
+    # a sum keeps its mean over the RNAs
+    expected = block.mix(h, pair, mask, lengths) if mixing == "gate" else attended + 2 * block.mamba(h, lengths)
+    torch.testing.assert_close(got[0], attended[0])
+    torch.testing.assert_close(got[1], expected[1])
+
+
+def test_a_network_in_training_leaves_some_out():
+    config = ModelConfig(
+        width=16, pair_width=8, blocks=2, heads=2, d_state=4, head_width=8, tasks=("reactivity",), dropout=0.0,
+        mamba_drop=0.5, mixing="attention-first",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = RibonanzaMamba(config)
+    drawn = torch.stack(network.draw_scanned(torch.zeros(1000, 3, dtype=torch.int64)))
+    assert drawn.shape == (2, 1000, 1, 1) and set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert 0.4 < drawn.mean() < 0.6
+    tokens, mask = torch.zeros(8, 12, dtype=torch.int64), torch.ones(8, 12, dtype=torch.bool)
+    values = network(tokens, mask).reactivity[:, 0, 0]
+    # 8 equal RNAs, of which each block's state space reads some
+    assert 1 < len(values.unique()) <= 4
+    assert len(network.eval()(tokens, mask).reactivity[:, 0, 0].unique()) == 1
 
 
 @torch.no_grad()

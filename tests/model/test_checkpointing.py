@@ -27,7 +27,7 @@ def value_and_gradients(network, mode: str):
 
 
 @pytest.mark.parametrize("mode", ["pair", "all"])
-@pytest.mark.parametrize("values", [{}, {"mixing": "mamba-first", "pair_scans": 1}], ids=str)
+@pytest.mark.parametrize("values", [{"mamba_drop": 0.5}, {"mixing": "mamba-first", "pair_scans": 1}], ids=str)
 def test_no_bit_changes_with_dropout_on(mode, values):
     torch.manual_seed(0)
     config = ModelConfig(

@@ -37,6 +37,7 @@ class Block(nn.Module):
         self.gate = nn.Linear(2 * width, width) if both and config.mixing == "gate" else None
         self.second_norm = RMSNorm(width) if both and config.mixing.endswith("first") else None
         self.mamba_first = config.mixing == "mamba-first"
+        self.mamba_drop = config.mamba_drop
         self.feed_norm = RMSNorm(width)
         self.feed_in = nn.Linear(width, config.feed_forward * width)
         self.feed_out = nn.Linear(config.feed_forward * width, width)
@@ -57,17 +58,20 @@ class Block(nn.Module):
         lengths: Int[Tensor, " batch"],
         pair_is_read: bool = True,
         kept: Float[Tensor, "branch batch length width"] | None = None,
+        scanned: Float[Tensor, "batch 1 1"] | None = None,
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
         """Both tracks; the pair track unchanged where nothing reads it afterwards. `kept` is dropout's, for the
-        `branches` of the sequence track: 1 where a value stays, 0 elsewhere; None: all stay."""
+        `branches` of the sequence track: 1 where a value stays, 0 elsewhere; None: all stay. `scanned` is 1 for RNAs
+        that the state space reads, 0 for others; None: it reads all."""
         choices = iter([None] * self.branches if kept is None else kept)
         x = self.add(x, self.convolution(x, mask), next(choices))
         if self.second_norm is None:
-            x = self.add(x, self.mix(self.mixer_norm(x), pair, mask, lengths), next(choices))
+            x = self.add(x, self.mix(self.mixer_norm(x), pair, mask, lengths, scanned), next(choices))
         else:
             for norm, scans in ((self.mixer_norm, self.mamba_first), (self.second_norm, not self.mamba_first)):
                 h = norm(x)
-                x = self.add(x, self.mamba(h, lengths) if scans else self.attend(h, pair, mask), next(choices))
+                branch = self.scan(h, lengths, scanned) if scans else self.attend(h, pair, mask)
+                x = self.add(x, branch, next(choices))
         x = self.add(x, self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))), next(choices))
         if self.pair_update is None or not pair_is_read:
             return x, pair
@@ -89,6 +93,11 @@ class Block(nn.Module):
         """What the attention says."""
         return recomputed(self.attention, h, pair, mask, wanted=self.checkpoint_pair)
 
+    def scan(self, h: Tensor, lengths: Tensor, scanned: Tensor | None) -> Tensor:
+        """What the state space says, to be added: 0 where it is left out, elsewhere as much more."""
+        branch = self.mamba(h, lengths)
+        return branch if scanned is None else branch * (scanned / (1 - self.mamba_drop))
+
     def add(self, x: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
         """The track with a branch added, of which those values are kept."""
         return x + branch if kept is None else torch.add(x, branch * kept, alpha=1 / (1 - self.dropout))
@@ -99,6 +108,7 @@ class Block(nn.Module):
         pair: Float[Tensor, "batch length length pair_width"],
         mask: Bool[Tensor, "batch length"],
         lengths: Int[Tensor, " batch"],
+        scanned: Float[Tensor, "batch 1 1"] | None = None,
     ) -> Float[Tensor, "batch length width"]:
         """What the positions learn of each other: by attention, by the state space, by a gate's share of both, or by
         their sum."""
@@ -107,11 +117,14 @@ class Block(nn.Module):
         attended = self.attend(h, pair, mask)
         if self.mamba is None:
             return attended
-        scanned = self.mamba(h, lengths)
         if self.gate is None:
-            return attended + scanned
-        gate = torch.sigmoid(self.gate(torch.cat([attended, scanned], dim=-1)))
-        return gate * attended + (1 - gate) * scanned
+            return attended + self.scan(h, lengths, scanned)
+        branch = self.mamba(h, lengths)
+        gate = torch.sigmoid(self.gate(torch.cat([attended, branch], dim=-1)))
+        if scanned is None:
+            return gate * attended + (1 - gate) * branch
+        # attention alone, whole, where the state space is left out
+        return attended + scanned * (1 - gate) * (branch - attended)
 
 
 def recomputed(function: Callable, *inputs, wanted: bool):

@@ -62,6 +62,9 @@ class ModelConfig(PlainValues):
     """The state space is there; without it attention alone mixes the positions."""
     attention: bool = True
     """Attention is there; without it the state space alone mixes the positions."""
+    mamba_drop: float = 0.0
+    """Share of the RNAs for which, block by block, the state space is left out of a training step: attention and the
+    pair track then learn to do without."""
     mixing: str = "gate"
     """How attention and the state space stand to each other: side by side, joined by a learned "gate" or by their
     "sum", or one after the other, "attention-first" or "mamba-first"."""
@@ -87,6 +90,10 @@ class ModelConfig(PlainValues):
     def __post_init__(self) -> None:
         if not self.mamba and not self.attention:
             raise ValueError("model: expected mamba or attention, got neither")
+        if not 0 <= self.mamba_drop < 1 or self.mamba_drop and not (self.mamba and self.attention):
+            raise ValueError(
+                f"model.mamba_drop: expected 0 or (beside attention) a share below 1, got {self.mamba_drop}"
+            )
         if len(self.error_factors) not in (0, len(self.probes)):
             raise ValueError(
                 f"model.error_factors: expected none or {len(self.probes)}, one a probe, got {len(self.error_factors)}"

@@ -182,12 +182,12 @@ class RibonanzaMamba(nn.Module):
         # the last update of the pair track is for the heads that read pairs
         last_read = any(task != "reactivity" for task in tasks)
         reads = [k + 1 < len(self.blocks) or last_read for k in range(len(self.blocks))]
-        kept = self.draw_kept(tokens)
+        kept, scanned = self.draw_kept(tokens), self.draw_scanned(tokens)
         wanted = self.checkpointing == "all"
-        start = tokens, mask, lengths, reads[0], kept[0], prior, prior_known
+        start = tokens, mask, lengths, reads[0], kept[0], scanned[0], prior, prior_known
         x, pair = recomputed(self.first_block, *start, wanted=wanted)
         for k, block in enumerate(self.blocks[1:], start=1):
-            x, pair = recomputed(block, x, pair, mask, lengths, reads[k], kept[k], wanted=wanted)
+            x, pair = recomputed(block, x, pair, mask, lengths, reads[k], kept[k], scanned[k], wanted=wanted)
         return self.read(x, pair, mask, tasks)
 
     def first_block(
@@ -197,13 +197,14 @@ class RibonanzaMamba(nn.Module):
         lengths: Tensor,
         pair_is_read: bool,
         kept: Tensor | None,
+        scanned: Tensor | None,
         prior: Tensor | None,
         prior_known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Both tracks after the first block. With their first values, which are as large as any and quickly made: where
         activations are computed again, those are too."""
         x, pair = self.embed(tokens, mask, prior, prior_known)
-        return self.blocks[0](x, pair, mask, lengths, pair_is_read, kept)
+        return self.blocks[0](x, pair, mask, lengths, pair_is_read, kept, scanned)
 
     def embed(
         self, tokens: Tensor, mask: Tensor, prior: Tensor | None, prior_known: Tensor | None
@@ -227,13 +228,20 @@ class RibonanzaMamba(nn.Module):
     def draw_kept(self, tokens: Tensor) -> Sequence[Tensor | None]:
         """Dropout's choice for each block, drawn at once and before: what is computed again in the backward pass then
         has nothing random in it, whose state would have to be kept (and cannot be, in a CUDA graph)."""
-        rate = self.config.dropout
+        return self.draw(tokens, self.config.dropout, (self.blocks[0].branches, *tokens.shape, self.config.width))
+
+    def draw_scanned(self, tokens: Tensor) -> Sequence[Tensor | None]:
+        """Likewise for each block which RNAs its state space reads."""
+        return self.draw(tokens, self.config.mamba_drop, (len(tokens), 1, 1))
+
+    def draw(self, tokens: Tensor, rate: float, shape: tuple[int, ...]) -> Sequence[Tensor | None]:
+        """Ones, zeros at `rate`, of this shape for each block; None outside training or at rate 0."""
         if not self.training or rate == 0:
             return [None] * len(self.blocks)
         device, weight = tokens.device.type, self.nucleotide.weight
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (len(self.blocks), self.blocks[0].branches, *tokens.shape, weight.shape[1])
-        return weight.new_empty(shape, dtype=dtype, requires_grad=False).bernoulli_(1 - rate).unbind()
+        drawn = weight.new_empty((len(self.blocks), *shape), dtype=dtype, requires_grad=False)
+        return drawn.bernoulli_(1 - rate).unbind()
 
     def read(self, x: Tensor, pair: Tensor, mask: Tensor, tasks: Collection[str]) -> ModelOutput:
         """The heads."""
