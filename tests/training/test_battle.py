@@ -157,6 +157,22 @@ def test_a_result_of_other_settings_is_refused(overrides, tmp_path):
         list(fight(read_battle(TINY, [*overrides, "training.learning_rate=0.5"]), tmp_path, only))
 
 
+def test_a_result_from_before_a_setting_existed_counts(overrides, tmp_path):
+    only = ["without-mamba:2-epochs:0"]
+    battle = read_battle(TINY, overrides)
+    [key] = list(fight(battle, tmp_path, only))
+    path = tmp_path / "results" / key.folder / "result.json"
+    values = json.loads(path.read_text())
+    # one that stands at its default, and one that the TOML changes
+    del values["settings"]["model"]["pair_scans"]
+    path.write_text(json.dumps(values))
+    assert list(fight(battle, tmp_path, only)) == [key]
+    del values["settings"]["model"]["width"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="model.width was 256, is 16"):
+        list(fight(battle, tmp_path, only))
+
+
 def test_no_report_without_a_result(overrides, tmp_path):
     with pytest.raises(ValueError, match="no finished run yet"):
         write_report(read_battle(TINY, overrides), tmp_path)

@@ -316,6 +316,18 @@ def check_same_settings(key: RunKey, before: Mapping[str, Any], now: Mapping[str
     Raises:
         ValueError: otherwise, with the first differences.
     """
-    changed = differences(before, json.loads(json.dumps(now)))
+    changed = differences(with_defaults(before, now), json.loads(json.dumps(now)))
     if changed:
         raise ValueError(f"{key.folder} was finished with other settings ({'; '.join(changed[:4])}): remove its result")
+
+
+def with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a finished run, with the defaults of those that the program has had only since then."""
+    model = RibonanzaNetConfig() if now["architecture"] == "ribonanzanet" else ModelConfig()
+    defaults = json.loads(json.dumps({**Config().to_dict(), "model": model.to_dict()}))
+    added = {
+        section: {key: defaults[section][key] for key in values if key not in before.get(section, {})}
+        for section, values in now.items()
+        if section in SECTIONS
+    }
+    return {**before, **{section: {**before.get(section, {}), **values} for section, values in added.items()}}
