@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 
 from ribonanzamamba.data.reactivity_table import read_reactivity_rows
@@ -171,7 +171,7 @@ def contestant_lines(battle: Battle, results: Mapping[RunKey, RunResult]) -> lis
 
 def budget_lines(battle: Battle, key: str, scored: Scored, out: Path) -> list[str]:
     """Everything about one budget."""
-    lines = [f"## {key.replace('-', ' ')}", ""]
+    lines = [f"## {title(key)}", ""]
     baselines = {each.name for each in battle.contestants if each.baseline} & set(scored.errors)
     for probe in scored.probes:
         groups = scored.cells.groups(probe)
@@ -182,6 +182,16 @@ def budget_lines(battle: Battle, key: str, scored: Scored, out: Path) -> list[st
     lines += experiment_lines(battle, scored)
     picture = draw_curves(scored, key, out)
     return [*lines, "### Learning curves", "", f"![held-out error over GPU minutes]({picture})", ""]
+
+
+def title(key: str) -> str:
+    """A budget in words.
+
+    >>> title("6-epochs"), title("1-minutes")
+    ('6 epochs', '1 minute')
+    """
+    number, unit = key.split("-")
+    return f"{number} {unit.removesuffix('s') if number == '1' else unit}"
 
 
 def main_table(scored: Scored, probe: str, mask: np.ndarray, baselines: set[str]) -> list[str]:
@@ -314,5 +324,7 @@ def draw_curves(scored: Scored, key: str, out: Path) -> str:
         axes.set_ylabel(f"{probe}, mean absolute error")
     path = out / "pictures" / f"curves-{key}.svg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    # the same results give the same file
+    with rc_context({"svg.hashsalt": key}):
+        figure.savefig(path, metadata={"Date": None})
     return str(path.relative_to(out))
