@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ribonanzamamba.prediction.folder import PredictionFolder
     from ribonanzamamba.prediction.predict import Predictor
     from ribonanzamamba.rna.records import Record
+    from ribonanzamamba.training.battle import Battle
 
 RECORD_FAILED = 1
 NOTHING_USABLE = 2
@@ -203,9 +205,18 @@ def battle(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs, their results and the report.")],
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[:BUDGET[:SEED]]", help="Train these runs only, such as one a GPU; may be repeated."),
+        typer.Option(metavar="NAME[:BUDGET[:SEED]]", help="Train these runs only; may be repeated."),
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Train nothing, write the report of what is there.")] = False,
+    devices: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,...", help="Train on these GPUs side by side, a run each; logs in DIR/logs."),
+    ] = None,
+    report: Annotated[
+        bool | None,
+        typer.Option(
+            "--report/--no-report", help="Train nothing, write the report of what is there; or train, and write none."
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a value of every contestant's config."),
@@ -224,16 +235,54 @@ def battle(
         console = Console(stderr=True)
         log_to(console)
         battle_read = read_battle(config, overrides or ())
-        if not report:
+        failed: list[str] = []
+        if not report and devices is not None:
+            failed = _fight_side_by_side(battle_read, config, out, only or (), devices.split(","), overrides or ())
+        elif not report:
             for key in fight(battle_read, out, only or (), lambda: Display(console)):
                 _say(f"finished: {key.folder}")
-        # after the training: a machine that only trains needs no matplotlib, and another writes the report
-        # first what says how matplotlib is installed
-        from ribonanzamamba import plots  # noqa: F401
-        from ribonanzamamba.training.battle_report import write_report
+        if report is not False:
+            # after the training: a machine that only trains needs no matplotlib, and another writes the report
+            # first what says how matplotlib is installed
+            from ribonanzamamba import plots  # noqa: F401
+            from ribonanzamamba.training.battle_report import write_report
 
-        written = write_report(battle_read, out)
-    typer.echo(written)
+            typer.echo(write_report(battle_read, out))
+    if failed:
+        raise typer.Exit(RECORD_FAILED)
+
+
+def _fight_side_by_side(
+    battle: Battle, config: Path, out: Path, only: Sequence[str], devices: Sequence[str], overrides: Sequence[str]
+) -> list[str]:
+    """Train what is not finished, a process a run; the names of those that failed."""
+    from ribonanzamamba.training.battle import fight
+    from ribonanzamamba.training.battle_result import read_result
+    from ribonanzamamba.training.side_by_side import Started, side_by_side
+
+    names = {f"{key.contestant}:{key.budget}:{key.seed}": key for key in battle.keys(only)}
+    finished = [name for name, key in names.items() if read_result(out, key) is not None]
+    if finished:
+        # trains nothing, but refuses results of other settings
+        for key in fight(battle, out, finished):
+            _say(f"finished: {key.folder}")
+    settings = [part for text in overrides for part in ("--set", text)]
+    commands = {
+        key.folder: [sys.executable, "-m", "ribonanzamamba", "battle", str(config), "--out", str(out)]
+        + ["--only", name, "--no-report", *settings]
+        for name, key in names.items()
+        if name not in finished
+    }
+    failed = []
+    for event in side_by_side(commands, devices, out / "logs"):
+        if isinstance(event, Started):
+            _say(f"GPU {event.device}: {event.name} ({event.log})")
+        elif event.code:
+            _say(f"GPU {event.device}: {event.name} failed with exit code {event.code}: see {event.log}")
+            failed.append(event.name)
+        else:
+            _say(f"finished: {event.name}")
+    return failed
 
 
 @app.command()

@@ -64,6 +64,26 @@ def test_chosen_runs_and_what_is_missing(overrides, tmp_path):
         battle.keys(["nobody"])
 
 
+def test_runs_on_several_gpus_side_by_side(overrides, tmp_path):
+    """On a machine without one they run on its CPU all the same."""
+    out = tmp_path / "out"
+    list(fight(read_battle(TINY, overrides), out, ["without-mamba:2-epochs:0"]))
+    arguments = ["battle", str(TINY), "--out", str(out), "--devices", "0,1", "--set", overrides[0]]
+    arguments += ["--only", "without-mamba:2-epochs:0", "--only", "ribonanzamamba:2-epochs:0"]
+    done = CliRunner().invoke(app, [*arguments, "--only", "ribonanzanet:2-epochs:0"])
+    assert done.exit_code == 0, done.output
+    for name in ("without-mamba", "ribonanzamamba", "ribonanzanet"):
+        assert f"finished: {name}--2-epochs--seed0" in done.stderr
+    assert "GPU 1: " in done.stderr and "GPU 0: without-mamba" not in done.stderr
+    assert "3 runs are finished." in (out / REPORT).read_text()
+    # a table that is not there: both fail, each with its reason in its log
+    broken = ["battle", str(TINY), "--out", str(tmp_path / "no"), "--devices", "0", "--no-report"]
+    broken += ["--only", "ribonanzanet:2-epochs:0", "--set", 'data.reactivity=["nowhere.parquet"]']
+    done = CliRunner().invoke(app, broken)
+    assert done.exit_code == 1 and "ribonanzanet--2-epochs--seed0 failed with exit code 2" in done.stderr
+    assert "nowhere.parquet" in (tmp_path / "no" / "logs" / "ribonanzanet--2-epochs--seed0.log").read_text()
+
+
 def test_a_result_holds_all_that_a_report_needs(overrides, tables, tmp_path):
     battle = read_battle(TINY, overrides)
     [key] = list(fight(battle, tmp_path, ["ribonanzanet:2-epochs:1"]))
