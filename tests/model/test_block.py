@@ -134,6 +134,21 @@ def test_a_network_in_training_leaves_some_out():
     assert len(network.eval()(tokens, mask).reactivity[:, 0, 0].unique()) == 1
 
 
+@pytest.mark.parametrize("mixing", ["gate", "mamba-first"])
+def test_a_state_space_in_every_second_block(mixing):
+    config = ModelConfig(
+        width=16, pair_width=8, blocks=3, heads=2, d_state=4, head_width=8, tasks=("reactivity",), mamba_every=2,
+        mamba_drop=0.5, mixing=mixing,
+    )  # fmt: skip
+    network = RibonanzaMamba(config)
+    assert [block.mamba is not None for block in network.blocks] == [True, False, True]
+    output = network(torch.zeros(2, 12, dtype=torch.int64), torch.ones(2, 12, dtype=torch.bool))
+    (output.reactivity.sum() + output.reactivity_error.sum()).backward()
+    # the last pair update is read by nothing here, and what is left out of all RNAs has gradients of zero
+    without = [name for name, p in network.named_parameters() if p.grad is None]
+    assert all("pair_update" in name for name in without)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("first", ["attention", "mamba"])
 def test_one_mixer_after_the_other(first):

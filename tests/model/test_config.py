@@ -31,6 +31,8 @@ def test_cannot_be_changed():
         ({"pair_every": -1}, "pair_every"),
         ({"pair_scans": -1}, "pair_scans"),
         ({"mixing": "product"}, "mixing"),
+        ({"mamba_every": 0}, "mamba_every"),
+        ({"mamba_every": 2, "attention": False}, "mamba_every"),
         ({"mamba_drop": 1.0}, "mamba_drop"),
         ({"mamba_drop": 0.5, "attention": False}, "mamba_drop"),
         ({"tasks": ("folding",)}, "tasks"),

@@ -17,11 +17,13 @@ PAIR_STATE = 8
 
 
 class Block(nn.Module):
-    """Sequence track and pair track, each informed by the other; without `updates_pair` the pair track stays, with
-    `scans_pair` too its update is followed by a scan over the map."""
+    """Sequence track and pair track, each informed by the other; with `scans` there is a state space, where the config
+    has one; without `updates_pair` the pair track stays, with `scans_pair` too its update is followed by a scan over
+    the map."""
 
     def __init__(
-        self, config: ModelConfig, *, dilation: int, updates_pair: bool = True, scans_pair: bool = False
+        self, config: ModelConfig, *, dilation: int, scans: bool = True, updates_pair: bool = True,
+        scans_pair: bool = False,
     ):  # fmt: skip
         super().__init__()
         width = config.width
@@ -30,10 +32,10 @@ class Block(nn.Module):
         self.attention = PairBiasedAttention(width, config.pair_width, heads=config.heads) if config.attention else None
         self.mamba = (
             BiMamba(width, d_state=config.d_state, expand=config.expand, head_width=config.head_width)
-            if config.mamba
+            if config.mamba and scans
             else None
         )
-        both = config.attention and config.mamba
+        both = self.attention is not None and self.mamba is not None
         self.gate = nn.Linear(2 * width, width) if both and config.mixing == "gate" else None
         self.second_norm = RMSNorm(width) if both and config.mixing.endswith("first") else None
         self.mamba_first = config.mixing == "mamba-first"

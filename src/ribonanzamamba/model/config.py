@@ -62,6 +62,8 @@ class ModelConfig(PlainValues):
     """The state space is there; without it attention alone mixes the positions."""
     attention: bool = True
     """Attention is there; without it the state space alone mixes the positions."""
+    mamba_every: int = 1
+    """The state space stands in every so many blocks, the first among them; attention alone mixes in the others."""
     mamba_drop: float = 0.0
     """Share of the RNAs for which, block by block, the state space is left out of a training step: attention and the
     pair track then learn to do without."""
@@ -90,6 +92,10 @@ class ModelConfig(PlainValues):
     def __post_init__(self) -> None:
         if not self.mamba and not self.attention:
             raise ValueError("model: expected mamba or attention, got neither")
+        if self.mamba_every < 1 or (self.mamba_every > 1 and not self.attention):
+            raise ValueError(
+                f"model.mamba_every: expected at least 1, above 1 beside attention only, got {self.mamba_every}"
+            )
         if not 0 <= self.mamba_drop < 1 or self.mamba_drop and not (self.mamba and self.attention):
             raise ValueError(
                 f"model.mamba_drop: expected 0 or (beside attention) a share below 1, got {self.mamba_drop}"

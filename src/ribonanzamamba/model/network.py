@@ -117,6 +117,7 @@ class RibonanzaMamba(nn.Module):
                 Block(
                     config,
                     dilation=config.dilations[k % len(config.dilations)],
+                    scans=k % config.mamba_every == 0,
                     updates_pair=k in updated,
                     scans_pair=k in scanned,
                 )
