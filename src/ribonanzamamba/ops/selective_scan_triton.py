@@ -70,6 +70,11 @@ class Plan:
             self.blocks_a_segment, self.segments, self.blocks,
         )  # fmt: skip
 
+    @functools.cached_property
+    def gradients_apart(self) -> tuple[int, int]:
+        """Numbers from a position to the next in the gradient of dt and in the partial sums of those of B and C."""
+        return self.parts * self.width, self.parts * self.groups * self.tiles_a_group * self.state
+
     def order(self, order: Tensor | None) -> dict[str, bool]:
         """What kernels are compiled for that follow an order, or none."""
         return {"HAS_ORDER": order is not None, "SHARED": order is not None and self.parts == 1}
@@ -122,12 +127,18 @@ def strides(tensor: Tensor | None) -> tuple[int, ...]:
     return (0, 0) if tensor is None else tensor.stride()[:2]
 
 
-def offset_type(*tensors: Tensor | None):
-    """Integers that hold every offset inside a batch row: 64 bits only where they are needed."""
+def apart(*tensors: Tensor | None) -> list[int]:
+    """Numbers from a position of each tensor to the next."""
+    return [tensor.stride(1) for tensor in tensors if tensor is not None]
+
+
+@functools.lru_cache(maxsize=1024)
+def offset_type(length: int, *apart: int):
+    """Integers that hold every offset inside a batch row, whose positions are so many numbers apart in what a kernel
+    reads and writes: 64 bits only where they are needed."""
     import triton.language as tl
 
-    largest = max(tensor.shape[1] * max(tensor.stride(1), tensor.shape[2]) for tensor in tensors if tensor is not None)
-    return tl.int64 if largest >= 2**31 else tl.int32
+    return tl.int64 if length * max(apart) >= 2**31 else tl.int32
 
 
 def forward(
@@ -162,7 +173,8 @@ def forward(
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None,
             KEEP=BACKWARD_STEPS if keep else 0, RETURN_LAST=return_last,
-            OFFSET=offset_type(x, dt, B, C, z), STAGES=FORWARD_STAGES, **cut.order(order), **cut.tile,
+            OFFSET=offset_type(cut.length, *apart(x, dt, B, C, z), cut.width), STAGES=FORWARD_STAGES,
+            **cut.order(order), **cut.tile,
         )  # fmt: skip
         if both:
             # a channel is a head of width 1
@@ -185,8 +197,8 @@ def segment_states(
         v, dt, A, K, z, bias, lengths, order, local, whole, *cut.sizes, scale,
         *strides(v), *strides(dt), *K.stride()[:3], *strides(z),
         REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
-        HAS_LENGTHS=lengths is not None, BACKWARD=backward, OFFSET=offset_type(v, dt, K, z), STAGES=FORWARD_STAGES,
-        **cut.order(order), **cut.tile,
+        HAS_LENGTHS=lengths is not None, BACKWARD=backward, OFFSET=offset_type(cut.length, *apart(v, dt, K, z)),
+        STAGES=FORWARD_STAGES, **cut.order(order), **cut.tile,
     )  # fmt: skip
     kernels().pass_kernel[(cut.rows, cdiv(cut.width, 32))](
         local, whole, A, start, None, cut.batch, cut.width, cut.state, cut.segments,
@@ -228,7 +240,8 @@ def backward(
             *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            OFFSET=offset_type(x, dt, B, C, z, dy, dB), STAGES=BACKWARD_STAGES, **cut.order(order), **cut.tile,
+            OFFSET=offset_type(cut.length, *apart(x, dt, B, C, z, dy), *cut.gradients_apart), STAGES=BACKWARD_STAGES,
+            **cut.order(order), **cut.tile,
         )  # fmt: skip
     dx, dA, matrices, sums = sum_parts(
         [(dx, 0, x.dtype), (dA, 1, wide), (matrices, 4, matrices.dtype), (sums, 2, wide)]
