@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ribonanzamamba.ops.backend import interpreted, triton_import_problem
-from ribonanzamamba.ops.partial_sums import MOST_TERMS, launch, sum_parts
+from ribonanzamamba.ops.partial_sums import MOST_TERMS, launch, planned, sum_parts
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(
@@ -49,10 +49,21 @@ def test_several_sums(count):
         close(result, source, axis, dtype)
 
 
+def test_results_keep_their_order():
+    """Whichever of them the launch computes."""
+    shapes = [(1, 6, 5), (6, 4, 5), (6, MOST_TERMS + 1, 5), (6, 3, 5), (6, 0, 5)]
+    sources = [torch.full(shape, 2.0**number, device=DEVICE) for number, shape in enumerate(shapes)]
+    axes = [0, 1, 1, 1, 1]
+    results = sum_parts([(source, axis, torch.float32) for source, axis in zip(sources, axes, strict=True)])
+    for number, result in enumerate(results):
+        terms = shapes[number][axes[number]]
+        assert torch.equal(result, torch.full((6, 5), terms * 2.0**number, device=DEVICE)), shapes[number]
+
+
 def test_every_place_is_written_and_no_other():
     source = torch.ones(3, 4, 70, device=DEVICE)
     room = torch.full((3 * 70 + 8,), -1.0, device=DEVICE)
-    launch([(source, room[4:-4], 1)])
+    launch([source], [room[4:-4]], planned(((source.shape, 1),)))
     assert torch.equal(room[4:-4], torch.full((210,), 4.0, device=DEVICE))
     assert (room[:4] == -1).all() and (room[-4:] == -1).all()
 

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,47 +23,60 @@ SUMS = 4
 kernels = on_launch("partial_sums_kernels")
 
 
+class Plan(NamedTuple):
+    """How some sums are computed."""
+
+    shapes: tuple[tuple[int, ...] | None, ...]
+    """Of each result of the launch; None where a sum is not part of it."""
+    programs: int
+    numbers: tuple[int, ...]
+    """The kernel's arguments behind its tensors: where each sum's programs end, its sizes and its tiles."""
+
+
 def sum_parts(parts: Sequence[tuple[Tensor, int, torch.dtype]]) -> list[Tensor]:
     """For each (tensor, axis, dtype) the sum over that axis in float32, rounded once to dtype; tensors are contiguous,
     at most SUMS of them. An axis of one term is only taken away."""
-    results: list[Tensor | None] = [None] * len(parts)
-    left = []
-    for index, (tensor, axis, dtype) in enumerate(parts):
-        terms = tensor.shape[axis]
-        if terms == 1:
-            results[index] = tensor.squeeze(axis).to(dtype)
-        elif terms > MOST_TERMS or not tensor.numel():
-            results[index] = tensor.sum(axis, dtype=torch.float32).to(dtype)
+    cut = planned(tuple([(tensor.shape, axis) for tensor, axis, _ in parts]))
+    results, sources, outs = [], [], []
+    for (tensor, axis, dtype), shape in zip(parts, cut.shapes, strict=True):
+        if shape is not None:
+            result = tensor.new_empty(shape, dtype=dtype)
+            sources.append(tensor)
+            outs.append(result)
+        elif tensor.shape[axis] == 1:
+            result = tensor.squeeze(axis).to(dtype)
         else:
-            left.append((index, tensor, axis))
-            results[index] = tensor.new_empty(tensor.shape[:axis] + tensor.shape[axis + 1 :], dtype=dtype)
-    if left:
-        launch([(tensor, results[index], axis) for index, tensor, axis in left])
+            result = tensor.sum(axis, dtype=torch.float32).to(dtype)
+        results.append(result)
+    if sources:
+        launch(sources, outs, cut)
     return results
 
 
-def launch(sums: Sequence[tuple[Tensor, Tensor, int]]) -> None:
-    """Write the sum of each (source, out, axis) to out."""
-    programs, numbers = geometry(tuple((source.shape, axis) for source, _, axis in sums))
+def launch(sources: list[Tensor], outs: list[Tensor], cut: Plan) -> None:
+    """Write the sum of each source to its out."""
     # what is not there is never reached
-    sums = [*sums, *[sums[0]] * (SUMS - len(sums))]
-    with device_of(sums[0][0]):
-        kernels().sums_kernel[(programs,)](
-            *[source for source, _, _ in sums], *[out for _, out, _ in sums], *numbers, num_warps=4
-        )  # fmt: skip
+    missing = SUMS - len(sources)
+    sources, outs = sources + sources[:1] * missing, outs + outs[:1] * missing
+    with device_of(sources[0]):
+        kernels().sums_kernel[(cut.programs,)](*sources, *outs, *cut.numbers, num_warps=4)
 
 
 @functools.lru_cache(maxsize=1024)
-def geometry(sums: tuple[tuple[torch.Size, int], ...]) -> tuple[int, tuple[int, ...]]:
-    """Programs of a launch, and the kernel's arguments behind its tensors: where each sum's programs end, its sizes and
-    its tiles."""
-    columns, end = [], 0
+def planned(sums: tuple[tuple[torch.Size, int], ...]) -> Plan:
+    """Which of these sums over an axis one launch computes, and its tiles."""
+    shapes, columns, end = [], [], 0
     for shape, axis in sums:
-        outer, count, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+        before, count, after = tuple(shape[:axis]), shape[axis], tuple(shape[axis + 1 :])
+        if not (1 < count <= MOST_TERMS and shape.numel()):
+            shapes.append(None)
+            continue
+        shapes.append(before + after)
+        outer, inner = math.prod(before), math.prod(after)
         BK = min(next_power_of_2(count), MOST_TERMS_AT_ONCE)
         BI = min(next_power_of_2(inner), TILE // BK)
         BO = min(next_power_of_2(outer), TILE // (BK * BI))
         end += cdiv(outer, BO) * cdiv(inner, BI)
         columns.append((end, outer, count, inner, BO, BK, BI))
-    columns += [(end, 1, 1, 1, 1, 1, 1)] * (SUMS - len(sums))
-    return end, tuple(number for row in zip(*columns, strict=True) for number in row)
+    columns += [(end, 1, 1, 1, 1, 1, 1)] * (SUMS - len(columns))
+    return Plan(tuple(shapes), end, tuple(number for row in zip(*columns, strict=True) for number in row))
