@@ -175,6 +175,7 @@ def device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+@functools.cache
 def dot_type(dtype: torch.dtype):
     """Operand type of a kernel's products, and how float32 ones are computed on matrix units.
 

@@ -219,11 +219,11 @@ def backward(
     (dy,) = dense_rows(dy)
     wide = torch.float32
     dx = x.new_empty((cut.parts, *x.shape))
-    ddt = dt.new_empty(dt.shape)
+    ddt = torch.empty_like(dt, memory_format=torch.contiguous_format)
     # one partial sum a tile, in the dtype of the result: they are most of what this pass writes. Together: one sum
     shape = (cut.batch, cut.length, cut.parts * cut.groups, cut.tiles_a_group, cut.state)
     matrices = B.new_empty((2, *shape), dtype=torch.promote_types(B.dtype, C.dtype))
-    dB, dC = matrices
+    dB, dC = matrices.unbind()
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     dstart = x.new_empty((cut.rows, cut.state, cut.width) if return_dstart else 0, dtype=wide)
     dA = x.new_empty((directions, cut.batch * cut.segments, cut.width, cut.state), dtype=wide)
@@ -246,7 +246,7 @@ def backward(
     dx, dA, matrices, sums = sum_parts(
         [(dx, 0, x.dtype), (dA, 1, wide), (matrices, 4, matrices.dtype), (sums, 2, wide)]
     )
-    return dx, ddt, dA.view(A.shape), matrices, sums, dz, dstart
+    return dx, ddt, dA.view_as(A), matrices, sums, dz, dstart
 
 
 forward_operator = torch.library.custom_op("ribonanzamamba::selective_scan_forward", forward, mutates_args=())

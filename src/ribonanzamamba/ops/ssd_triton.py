@@ -203,7 +203,7 @@ def backward(
     shape = (cut.batch, cut.length, directions * cut.groups, partials, cut.state)
     # together: one sum for both
     matrices = x.new_empty((2, *shape), dtype=narrow)
-    dB, dC = matrices
+    dB, dC = matrices.unbind()
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
