@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribonanzamamba import ops
+from ribonanzamamba.ops.partial_sums import sum_parts
 
 DEVICE, KERNELS = "cuda", "triton"
 PLAIN = {"ssd": "chunked", "selective_scan": "inplace"}
@@ -498,6 +499,65 @@ def test_autocast_leaves_steps_and_decays_alone(operator):
     with torch.autocast("cuda", torch.bfloat16):
         got = getattr(ops, operator)(**tensors, dt_softplus=True, backend=KERNELS)
     assert (got.float() - expected).norm() / expected.norm() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("state", [1, 5, 64])
+def test_partial_sums_in_one_launch(state, directions, dtype):
+    """As `selective_scan` leaves them apart; twice, the same bits."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    wide = torch.float32
+    left_apart = [
+        ((directions, BATCH, 457, 70), 0, dtype),
+        ((directions, 24, 70, state), 1, wide),
+        ((2, BATCH, 457, directions, 9, state), 4, dtype),
+        ((2, directions, 24, 70), 2, wide),
+    ]
+    parts = [
+        (torch.randn(shape, generator=generator, device=DEVICE).to(kept), axis, kept)
+        for shape, axis, kept in left_apart
+    ]
+    first, second = sum_parts(parts), sum_parts(parts)
+    for (source, axis, kept), one, other in zip(parts, first, second, strict=True):
+        exact = source.double().sum(axis)
+        assert one.dtype == kept and one.shape == exact.shape and torch.equal(one, other)
+        assert (one.double() - exact).norm() / exact.norm() <= ONE_ROUNDING.get(kept, 1e-6)
+
+
+def test_partial_sums_beyond_32_bits():
+    """Offsets of more than 2^31 numbers: the last columns."""
+    source = torch.zeros(3, 2**30 + 5, device=DEVICE, dtype=torch.bfloat16)
+    source[:, -7:] = torch.arange(1, 8, device=DEVICE)
+    (total,) = sum_parts([(source, 0, torch.bfloat16)])
+    assert torch.equal(total[-7:].float(), 3.0 * torch.arange(1, 8, device=DEVICE))
+    assert not total[:-7].any()
+
+
+def test_gradients_whose_partial_sums_pass_32_bits():
+    """Those of B and C, a part for each tile of channels: the last positions of a long row, before which all is 0,
+    against them alone."""
+    length, last = 262_144 + 64, 48
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    names = ("x", "dt", "B", "C")
+    sizes = {"x": (512,), "dt": (512,), "B": (1, 64), "C": (1, 64)}
+    alone = {
+        name: torch.randn(1, last, *sizes[name], generator=generator, device=DEVICE, dtype=torch.bfloat16)
+        for name in names
+    }
+    rates = -torch.rand(512, 64, generator=generator, device=DEVICE)
+    results = []
+    for before in (length - last, 0):
+        leaves = {
+            name: F.pad(tensor.flatten(2), (0, 0, before, 0)).view(1, -1, *sizes[name]).requires_grad_()
+            for name, tensor in alone.items()
+        }
+        y = ops.selective_scan(**leaves, A=rates, dt_softplus=True, backend=KERNELS)
+        weight = torch.zeros_like(y)
+        weight[:, -last:] = alone["x"]
+        results.append([gradient[:, -last:] for gradient in torch.autograd.grad(y, tuple(leaves.values()), weight)])
+    for name, got, expected in zip(names, *results, strict=True):
+        assert (got.float() - expected.float()).norm() / expected.float().norm() < 1e-2, name
 
 
 NORM_LAYOUTS = {
