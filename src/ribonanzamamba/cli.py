@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ribonanzamamba.prediction.folder import PredictionFolder
     from ribonanzamamba.prediction.predict import Predictor
     from ribonanzamamba.rna.records import Record
-    from ribonanzamamba.training.battle import Battle
 
 RECORD_FAILED = 1
 NOTHING_USABLE = 2
@@ -229,7 +228,7 @@ def battle(
     with _interruptible(), _one_line_errors(FloatingPointError, ImportError):
         from rich.console import Console
 
-        from ribonanzamamba.training.battle import fight, read_battle
+        from ribonanzamamba.training.battle import fight, fight_side_by_side, read_battle
         from ribonanzamamba.training.display import Display, log_to
 
         console = Console(stderr=True)
@@ -237,7 +236,19 @@ def battle(
         battle_read = read_battle(config, overrides or ())
         failed: list[str] = []
         if not report and devices is not None:
-            failed = _fight_side_by_side(battle_read, config, out, only or (), devices.split(","), overrides or ())
+            places = [place.strip() for place in devices.split(",")]
+            if not all(places):
+                raise ValueError(f"--devices {devices!r}: expected GPUs apart by commas")
+            command = [sys.executable, "-m", "ribonanzamamba", "battle", str(config), "--out", str(out), "--no-report"]
+            command += [part for text in overrides or () for part in ("--set", text)]
+            for event in fight_side_by_side(battle_read, out, command, places, only or ()):
+                if event.code is None:
+                    _say(f"GPU {event.device}: {event.name} ({event.log})")
+                elif event.code:
+                    _say(f"GPU {event.device}: {event.name} failed with exit code {event.code}: see {event.log}")
+                    failed.append(event.name)
+                else:
+                    _say(f"finished: {event.name}")
         elif not report:
             for key in fight(battle_read, out, only or (), lambda: Display(console)):
                 _say(f"finished: {key.folder}")
@@ -250,39 +261,6 @@ def battle(
             typer.echo(write_report(battle_read, out))
     if failed:
         raise typer.Exit(RECORD_FAILED)
-
-
-def _fight_side_by_side(
-    battle: Battle, config: Path, out: Path, only: Sequence[str], devices: Sequence[str], overrides: Sequence[str]
-) -> list[str]:
-    """Train what is not finished, a process a run; the names of those that failed."""
-    from ribonanzamamba.training.battle import fight
-    from ribonanzamamba.training.battle_result import read_result
-    from ribonanzamamba.training.side_by_side import Started, side_by_side
-
-    names = {f"{key.contestant}:{key.budget}:{key.seed}": key for key in battle.keys(only)}
-    finished = [name for name, key in names.items() if read_result(out, key) is not None]
-    if finished:
-        # trains nothing, but refuses results of other settings
-        for key in fight(battle, out, finished):
-            _say(f"finished: {key.folder}")
-    settings = [part for text in overrides for part in ("--set", text)]
-    commands = {
-        key.folder: [sys.executable, "-m", "ribonanzamamba", "battle", str(config), "--out", str(out)]
-        + ["--only", name, "--no-report", *settings]
-        for name, key in names.items()
-        if name not in finished
-    }
-    failed = []
-    for event in side_by_side(commands, devices, out / "logs"):
-        if isinstance(event, Started):
-            _say(f"GPU {event.device}: {event.name} ({event.log})")
-        elif event.code:
-            _say(f"GPU {event.device}: {event.name} failed with exit code {event.code}: see {event.log}")
-            failed.append(event.name)
-        else:
-            _say(f"finished: {event.name}")
-    return failed
 
 
 @app.command()

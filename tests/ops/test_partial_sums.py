@@ -73,10 +73,3 @@ def test_long_and_empty_sums_are_pytorchs():
     empty = torch.ones(2, 0, 3, device=DEVICE)
     results = sum_parts([(long, 1, torch.float32), (empty, 1, torch.float32)])
     assert (results[0] == MOST_TERMS + 1).all() and (results[1] == 0).all()
-
-
-@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
-def test_twice_the_same_bits():
-    source = torch.randn(64, 128, 512, device=DEVICE, dtype=torch.bfloat16)
-    one, other = (sum_parts([(source, 1, torch.float32)])[0] for _ in range(2))
-    assert torch.equal(one, other)

@@ -72,15 +72,20 @@ def test_runs_on_several_gpus_side_by_side(overrides, tmp_path):
     arguments += ["--only", "without-mamba:2-epochs:0", "--only", "ribonanzamamba:2-epochs:0"]
     done = CliRunner().invoke(app, [*arguments, "--only", "ribonanzanet:2-epochs:0"])
     assert done.exit_code == 0, done.output
-    for name in ("without-mamba", "ribonanzamamba", "ribonanzanet"):
+    for name in ("ribonanzamamba", "ribonanzanet"):
         assert f"finished: {name}--2-epochs--seed0" in done.stderr
-    assert "GPU 1: " in done.stderr and "GPU 0: without-mamba" not in done.stderr
+    # what is finished gets no process
+    assert "GPU 0: ribonanzanet" in done.stderr and "GPU 1: ribonanzamamba" in done.stderr
+    assert "without-mamba--2-epochs--seed0 is finished already" in done.stderr
+    assert not (out / "logs" / "without-mamba--2-epochs--seed0.log").exists()
     assert "3 runs are finished." in (out / REPORT).read_text()
-    # a table that is not there: both fail, each with its reason in its log
+    # a table that is not there: the run fails, its reason is in its log
     broken = ["battle", str(TINY), "--out", str(tmp_path / "no"), "--devices", "0", "--no-report"]
     broken += ["--only", "ribonanzanet:2-epochs:0", "--set", 'data.reactivity=["nowhere.parquet"]']
     done = CliRunner().invoke(app, broken)
     assert done.exit_code == 1 and "ribonanzanet--2-epochs--seed0 failed with exit code 2" in done.stderr
+    wrong = CliRunner().invoke(app, [*broken, "--devices", "0,"])
+    assert wrong.exit_code == 2 and "--devices '0,': expected GPUs apart by commas" in wrong.stderr
     assert "nowhere.parquet" in (tmp_path / "no" / "logs" / "ribonanzanet--2-epochs--seed0.log").read_text()
 
 

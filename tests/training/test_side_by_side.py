@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ribonanzamamba.training import side_by_side as module
-from ribonanzamamba.training.side_by_side import Ended, Started, side_by_side
+from ribonanzamamba.training.side_by_side import side_by_side
 
 POLITE = """
 import signal, sys, time
@@ -30,8 +30,8 @@ def test_each_gpu_has_one_command_at_a_time(tmp_path):
     show = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES']); time.sleep({})"
     commands = {"slow": python(show.format(1.5)), "one": python(show.format(0)), "two": python(show.format(0))}
     events = list(side_by_side(commands, ["3", "5"], tmp_path / "logs"))
-    assert [event.name for event in events if isinstance(event, Started)] == ["slow", "one", "two"]
-    ended = [event for event in events if isinstance(event, Ended)]
+    assert [event.name for event in events if event.code is None] == ["slow", "one", "two"]
+    ended = [event for event in events if event.code is not None]
     assert [(event.name, event.device, event.code) for event in ended] == [
         ("one", "5", 0), ("two", "5", 0), ("slow", "3", 0),
     ]  # fmt: skip
@@ -40,7 +40,7 @@ def test_each_gpu_has_one_command_at_a_time(tmp_path):
 
 def test_one_that_fails_stops_no_other(tmp_path):
     commands = {"bad": python("import sys; sys.exit('no data')"), "good": python("print('done')")}
-    codes = {event.name: event.code for event in side_by_side(commands, ["0"], tmp_path) if isinstance(event, Ended)}
+    codes = {event.name: event.code for event in side_by_side(commands, ["0"], tmp_path) if event.code is not None}
     assert codes == {"bad": 1, "good": 0}
     assert (tmp_path / "bad.log").read_text() == "no data\n"
 

@@ -133,12 +133,12 @@ def apart(*tensors: Tensor | None) -> list[int]:
 
 
 @functools.lru_cache(maxsize=1024)
-def offset_type(length: int, *apart: int):
+def offset_type(length: int, *distances: int):
     """Integers that hold every offset inside a batch row, whose positions are so many numbers apart in what a kernel
     reads and writes: 64 bits only where they are needed."""
     import triton.language as tl
 
-    return tl.int64 if length * max(apart) >= 2**31 else tl.int32
+    return tl.int64 if length * max(distances) >= 2**31 else tl.int32
 
 
 def forward(

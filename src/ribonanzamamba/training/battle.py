@@ -23,6 +23,7 @@ from ribonanzamamba.training.config import Config, apply_overrides, config_from_
 from ribonanzamamba.training.display import Display
 from ribonanzamamba.training.loop import train_config
 from ribonanzamamba.training.run_folder import differences
+from ribonanzamamba.training.side_by_side import Event, side_by_side
 from ribonanzamamba.training.tables import read_tables
 
 logger = logging.getLogger(__name__)
@@ -298,6 +299,25 @@ def fight(
         yield key
 
 
+def fight_side_by_side(
+    battle: Battle, out: str | Path, command: Sequence[str], devices: Sequence[str], only: Sequence[str] = ()
+) -> Iterator[Event]:
+    """As `fight`, with `command`, to which the run is added, in a process of its own for each run that is not finished:
+    one a GPU at a time. Logs are in `out`/logs.
+
+    Raises:
+        ValueError: as `fight`.
+        KeyboardInterrupt, training.signals.Terminated, OSError: as `side_by_side`.
+    """
+    keys = battle.keys(only)
+    finished = [str(key) for key in keys if read_result(out, key) is not None]
+    if finished:
+        # trains nothing, but refuses results of other settings
+        list(fight(battle, out, finished))
+    commands = {key.folder: [*command, "--only", str(key)] for key in keys if str(key) not in finished}
+    yield from side_by_side(commands, devices, Path(out) / "logs")
+
+
 def run_one(contestant: Contestant, config: Config, key: RunKey, out: Path, display: Display) -> None:
     """Train one run and write what it leaves."""
     if torch.cuda.is_available():
@@ -325,9 +345,9 @@ def with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str
     """Settings of a finished run, with the defaults of those that the program has had only since then."""
     model = RibonanzaNetConfig() if now["architecture"] == "ribonanzanet" else ModelConfig()
     defaults = json.loads(json.dumps({**Config().to_dict(), "model": model.to_dict()}))
-    added = {
-        section: {key: defaults[section][key] for key in values if key not in before.get(section, {})}
-        for section, values in now.items()
+    return {
+        section: {**{key: defaults[section][key] for key in values}, **before[section]}
         if section in SECTIONS
+        else before.get(section)
+        for section, values in now.items()
     }
-    return {**before, **{section: {**before.get(section, {}), **values} for section, values in added.items()}}

@@ -47,6 +47,14 @@ class RunKey:
         """
         return f"{self.contestant}--{self.budget}--seed{self.seed}"
 
+    def __str__(self) -> str:
+        """As the command line spells it.
+
+        >>> str(RunKey("ours", "6-epochs", 0))
+        'ours:6-epochs:0'
+        """
+        return f"{self.contestant}:{self.budget}:{self.seed}"
+
     def matches(self, text: str) -> bool:
         """Whether NAME, NAME:BUDGET or NAME:BUDGET:SEED names this run.
 
@@ -55,7 +63,7 @@ class RunKey:
         (True, False)
         """
         parts = text.split(":")
-        return parts == [self.contestant, self.budget, str(self.seed)][: len(parts)]
+        return parts == str(self).split(":")[: len(parts)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ribonanzamamba.training.signals import noted_signals
@@ -15,28 +15,17 @@ LEAVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Started:
-    """A command that was begun on a GPU."""
+class Event:
+    """A command was begun on a GPU, or is over."""
 
     name: str
     device: str
     log: Path
+    code: int | None = None
+    """Exit code, negative the number of the signal that ended it; None: it was begun."""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A command that is over."""
-
-    name: str
-    device: str
-    log: Path
-    code: int
-    """Exit code; 0: all well. Negative: the number of the signal that ended it."""
-
-
-def side_by_side(
-    commands: Mapping[str, Sequence[str]], devices: Sequence[str], logs: str | Path
-) -> Iterator[Started | Ended]:
+def side_by_side(commands: Mapping[str, Sequence[str]], devices: Sequence[str], logs: str | Path) -> Iterator[Event]:
     """Run commands by name, in their order, the next one on the first GPU that is free; yields what happens.
 
     `devices` are values of CUDA_VISIBLE_DEVICES; one that stands there twice gets two commands at once. What a command
@@ -50,7 +39,7 @@ def side_by_side(
     logs = Path(logs)
     logs.mkdir(parents=True, exist_ok=True)
     waiting, free = list(commands), list(devices)
-    running: list[tuple[Started, subprocess.Popen]] = []
+    running: list[tuple[Event, subprocess.Popen]] = []
     with noted_signals() as signals:
         try:
             while waiting or running:
@@ -58,14 +47,14 @@ def side_by_side(
                     signals.leave()
                 while waiting and free:
                     name, device = waiting.pop(0), free.pop(0)
-                    started = Started(name, device, logs / f"{name}.log")
+                    started = Event(name, device, logs / f"{name}.log")
                     running.append((started, start(commands[name], device, started.log)))
                     yield started
                 for started, process in list(running):
                     if process.poll() is not None:
                         running.remove((started, process))
                         free.append(started.device)
-                        yield Ended(started.name, started.device, started.log, process.returncode)
+                        yield replace(started, code=process.returncode)
                 time.sleep(POLL_SECONDS)
         finally:
             end([process for _, process in running])
