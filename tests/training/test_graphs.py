@@ -21,7 +21,7 @@ BOTH = ("reactivity", "structure")
 SHAPE = ("coordinates",)
 SMALL = ModelConfig(
     width=32, pair_width=16, blocks=2, heads=2, d_state=8, head_width=16,
-    coordinate_width=24, coordinate_layers=2, coordinate_models=2, pair_prior=True,
+    coordinate_width=24, coordinate_layers=2, coordinate_models=2, pair_prior=True, helices=True,
 )  # fmt: skip
 
 

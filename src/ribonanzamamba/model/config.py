@@ -80,6 +80,8 @@ class ModelConfig(PlainValues):
     coordinate_layers: int = 4
     coordinate_models: int = 5
     """Different 3D models predicted at once."""
+    helices: bool = False
+    """The helices that the sequence can form, with their stabilities, are an input."""
     pair_prior: bool = False
     """Pair probabilities of a thermodynamic model are an input, which may be missing."""
     probes: tuple[str, ...] = PROBES

@@ -11,12 +11,12 @@ Choices:
   training mean nothing new
 - RMS norms before each branch, queries and keys normalised, no biases where a norm follows
 - every mask is bool, made once from the tokens' lengths, never written to
-- optionally, pair probabilities of a thermodynamic model enter both tracks at the start, linearly and from zero: a
-  network without them can be trained further with them, and each RNA says whether it has them
+- optionally, what is known of pairs beforehand enters both tracks at the start, linearly and from zero, so that a
+  network without it can be trained further with it: the helices that the sequence can form, and pair probabilities of
+  a thermodynamic model, of which each RNA says whether it has them
 - coordinates by rigid frames and invariant point attention, several models at once
 """
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ribonanzamamba.model.block import Block, recomputed
 from ribonanzamamba.model.config import TASKS, ModelConfig
 from ribonanzamamba.model.coordinates import CoordinateModule, expected_plddt
+from ribonanzamamba.model.embedding import HelixEmbedding, PriorEmbedding
 from ribonanzamamba.model.heads import PairHead, ReactivityHead, pair_probability
 
 TOKENS = 5
@@ -35,11 +36,6 @@ EXACT_OFFSET = 32
 LARGEST_OFFSET = 256
 OFFSET_BINS = 12
 """Relative positions: exact to the first, logarithmic bins to the second, nucleotides."""
-LEAST_PRIOR = 1e-3
-"""Prior probability from which the logarithm of it counts."""
-PRIOR_GAIN = 4.0
-"""Factor of all prior features. Adam moves every weight by about the same step: with it, weights that start from zero
-reach the size of the pair track's embeddings within some hundred steps."""
 CHECKPOINTING = ("off", "pair", "all")
 """What of the activations of a training step is not kept but computed again."""
 CELLS_FOR_ALL_MODELS = 600 * 600
@@ -70,33 +66,6 @@ class ModelOutput:
     def plddt(self) -> Float[Tensor, "batch model length"] | None:
         """0 to 100."""
         return None if self.plddt_logit is None else expected_plddt(self.plddt_logit)
-
-
-class PriorEmbedding(nn.Module):
-    """What both tracks get from pair probabilities of a thermodynamic model; zero before training and where unknown."""
-
-    def __init__(self, width: int, pair_width: int):
-        super().__init__()
-        # of a pair: p, log p, known; of a nucleotide: paired with a later one, with an earlier one, known
-        self.pair = nn.Linear(3, pair_width, bias=False)
-        self.nucleotide = nn.Linear(3, width, bias=False)
-        nn.init.zeros_(self.pair.weight)
-        nn.init.zeros_(self.nucleotide.weight)
-
-    def forward(
-        self,
-        prior: Float[Tensor, "batch length length"],
-        known: Bool[Tensor, " batch"] | None,
-        mask: Bool[Tensor, "batch length"],
-    ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
-        if known is not None:
-            mask = mask & known[:, None]
-        known_pair = (mask[:, :, None] & mask[:, None, :]).to(prior.dtype)
-        prior = prior * known_pair
-        log = (prior.clamp(min=LEAST_PRIOR) / LEAST_PRIOR).log() / math.log(1 / LEAST_PRIOR)
-        of_pair = torch.stack([prior, log, known_pair], dim=-1)
-        of_nucleotide = torch.stack([prior.triu().sum(-1), prior.tril().sum(-1), mask.to(prior.dtype)], dim=-1)
-        return self.nucleotide(PRIOR_GAIN * of_nucleotide), self.pair(PRIOR_GAIN * of_pair)
 
 
 class RibonanzaMamba(nn.Module):
@@ -140,8 +109,9 @@ class RibonanzaMamba(nn.Module):
             if has["coordinates"]
             else None
         )
-        # last, so that it takes no random numbers from the others
+        # last, so that they take no random numbers from the others
         self.prior = PriorEmbedding(config.width, config.pair_width) if config.pair_prior else None
+        self.helices = HelixEmbedding(config.width, config.pair_width) if config.helices else None
         self.checkpointing = "off"
 
     def checkpoint_activations(self, mode: str) -> None:
@@ -214,6 +184,9 @@ class RibonanzaMamba(nn.Module):
         x = self.nucleotide(tokens)
         pair = self.nucleotide_pair(tokens[:, :, None] * TOKENS + tokens[:, None, :])
         pair = pair + self.offset(offset_bins(tokens.shape[1], tokens.device))
+        if self.helices is not None:
+            for_x, for_pair = self.helices(tokens, mask)
+            x, pair = x + for_x, pair + for_pair
         if self.prior is not None and (prior is not None or self.training):
             # in training also without: every parameter then has a gradient in every step
             if prior is None:
