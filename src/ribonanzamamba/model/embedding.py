@@ -30,6 +30,7 @@ class FeatureEmbedding(nn.Module):
         of_nucleotide: Float[Tensor, "batch length nucleotide_feature"],
         of_pair: Float[Tensor, "batch length length pair_feature"],
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
+        """What is to be added to the sequence track and to the pair track."""
         return self.nucleotide(GAIN * of_nucleotide), self.pair(GAIN * of_pair)
 
 

@@ -3,7 +3,8 @@
 Folding is first of all a contest of helices, and a network needs hundreds of steps until it sees that (docs/battle.md).
 Here each pair of nucleotides gets the free energy of the unbroken helix it would be part of, and what remains of it in
 the contest with the other partners of both nucleotides. No folding: helices may cross, and loops cost only what their
-length says.
+length says. Stacks have a direction: an RNA that is read backwards in training has those of its letters as they then
+stand.
 """
 
 import torch
