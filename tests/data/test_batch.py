@@ -49,6 +49,7 @@ def test_collate_pads_with_what_means_nothing():
         torch.float32,
         torch.float32,
         torch.bool,
+        torch.bool,
     ]
     assert batch.reactivity.shape == (2, 8, 10) and batch.coordinates.shape == (2, 8, 4, 3)
     pads = ~batch.mask
@@ -84,6 +85,15 @@ def test_prior_is_dense_symmetric_and_says_where_it_is_known():
     expected[0, 0, 6] = expected[0, 6, 0] = 1
     expected[0, 1, 5] = expected[0, 5, 1] = 0.04
     torch.testing.assert_close(batch.prior, expected)
+    assert batch.prior_given.tolist() == [True, False, True]
+
+
+def test_a_prior_that_is_withheld_is_known_and_not_given():
+    prior = Prior(np.uint16([0]), np.uint16([6]), np.uint8([255]))
+    examples = [bare("a", "GGAAACC", prior=prior), bare("b", "GGAAACC", prior=prior, prior_given=False)]
+    batch = collate(examples)
+    assert batch.prior_known.tolist() == [True, True] and batch.prior_given.tolist() == [True, False]
+    assert batch.prior[1, 0, 6] == 1
 
 
 def test_a_prior_without_pairs_is_known():
@@ -112,7 +122,7 @@ def test_collate_refuses_nothing_and_different_probes():
 def test_to_moves_every_tensor_and_keeps_none():
     batch = collate([full("a", "ACGU")])
     moved = batch.to("meta", non_blocking=True)
-    assert moved.ids == batch.ids and len(tensors(moved)) == 8
+    assert moved.ids == batch.ids and len(tensors(moved)) == 9
     assert all(tensor.is_meta for tensor in tensors(moved))
     assert not any(tensor.is_meta for tensor in tensors(batch))
     assert collate([bare("a", "A")]).to("cpu").coordinates is None

@@ -11,7 +11,7 @@ from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import CHECKPOINTING, RibonanzaMamba
 from ribonanzamamba.training import graphs, loop
-from ribonanzamamba.training.config import Config, TrainingConfig
+from ribonanzamamba.training.config import Config, LossConfig, TrainingConfig
 from ribonanzamamba.training.graphs import Recorded, RecordedEnd, StepGraphs
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, device_rates, read_from, set_learning_rate
 from ribonanzamamba.training.processes import ALONE, Processes
@@ -54,7 +54,8 @@ def made_batch(
     if prior:
         p = random(length) / length
         measured["prior"] = (p + p.mT) * mask[:, :, None] * mask[:, None, :]
-        measured["prior_known"] = torch.arange(examples) % 2 == 0
+        measured["prior_known"] = torch.ones(examples, dtype=torch.bool)
+        measured["prior_given"] = torch.arange(examples) % 2 == 0
     tokens = torch.randint(0, 4, shape, generator=generator).masked_fill(~mask, 4)
     return Batch(("",) * examples, tokens, mask, **measured).to(device)
 
@@ -125,7 +126,7 @@ def step_values(network, batches, graphs=None, config=None) -> list[torch.Tensor
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 def test_nothing_in_a_pass_waits_for_the_device(tasks, prior, checkpointing):
     batch = made_batch(4, 24, seed=0, tasks=tasks, prior=prior)
-    config = Config()
+    config = Config(loss=LossConfig(taught_pairs=1.0))
     counts = whole_counts(batch, ALONE)
     network = made_network().train()
     network.checkpoint_activations(checkpointing)

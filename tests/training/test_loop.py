@@ -171,6 +171,28 @@ def test_a_run_with_priors_learns_to_use_them_and_says_what_it_is_worth_without(
     assert network.prior.pair.weight.any() and network.prior.nucleotide.weight.any()
 
 
+def test_a_run_is_taught_base_pairs_by_the_priors_that_are_withheld(config_with_priors, tmp_path):
+    overrides = ['model.tasks=["reactivity", "structure"]', "data.structure=[]", "data.coordinates=[]"]
+    overrides += ["model.pair_prior=false", "data.prior_dropout=1.0", "training.steps=60"]
+    plain = train(config_with_priors, tmp_path / "plain", overrides)
+    assert "loss/taught_pairs" not in metrics(plain)[0][0]
+    steps, _ = metrics(train(config_with_priors, tmp_path / "taught", [*overrides, "loss.taught_pairs=1.0"]))
+    assert steps[-1]["loss/taught_pairs"] < 0.7 * steps[0]["loss/taught_pairs"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (['model.tasks=["reactivity"]'], "model.tasks"),
+        (["data.prior_dropout=0.0"], "data.prior_dropout"),
+        (["data.store="], "data.store"),
+    ],
+)
+def test_a_run_that_cannot_be_taught_says_why(config_with_priors, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=f"loss.taught_pairs: .*{message}"):
+        train(config_with_priors, tmp_path / "run", ["loss.taught_pairs=1.0", *overrides])
+
+
 def test_a_run_with_a_prior_input_and_no_priors_does_as_well(config_path, tmp_path):
     run = train(config_path, tmp_path / "run", ["model.pair_prior=true"])
     assert "valid/f1" in metrics(run)[1][0] and "valid/f1/without_prior" not in metrics(run)[1][0]
@@ -188,7 +210,7 @@ def test_a_run_with_priors_starts_from_a_checkpoint_without(config_path, config_
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_so_many_priors_are_dropped_and_the_rnas_stay_the_same(config_with_priors, share):
+def test_so_many_priors_are_withheld_and_the_rnas_stay_the_same(config_with_priors, share):
     config = read_config(config_with_priors, [f"data.prior_dropout={share}"]).data
     plain = read_config(config_with_priors, ["data.prior_dropout=0.0"]).data
     training, _ = read_tables(config)
@@ -196,13 +218,14 @@ def test_so_many_priors_are_dropped_and_the_rnas_stay_the_same(config_with_prior
     streams = [
         task_batches(tasks, training, each, np.random.default_rng(0), torch.device("cpu")) for each in (config, plain)
     ]
-    known = count = 0
+    given = count = 0
     for shard, same in itertools.islice(zip(*streams, strict=True), 200):
-        assert shard.ids == same.ids and same.batch.prior_known.all()
+        assert shard.ids == same.ids and same.batch.prior_given.all()
         batch = shard.batch
-        known += 0 if batch.prior_known is None else int(batch.prior_known.sum())
+        assert batch.prior_known.all() and torch.equal(batch.prior, same.batch.prior)
+        given += int(batch.prior_given.sum())
         count += len(batch)
-    assert abs(known / count - (1 - share)) < 0.05
+    assert abs(given / count - (1 - share)) < 0.05
 
 
 def data_config(tables: Path, **values) -> DataConfig:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.evaluation.metrics import lddt
 from ribonanzamamba.model.coordinates import DISTANCE_BINS, PLDDT_BINS, frames_from_atoms, rotation_matrix
-from ribonanzamamba.model.heads import IMPOSSIBLE_LOGIT
+from ribonanzamamba.model.heads import IMPOSSIBLE_LOGIT, pair_log_probability
 from ribonanzamamba.model.network import ModelOutput
 from ribonanzamamba.training.config import LossConfig
 from ribonanzamamba.training.loss import (
@@ -25,6 +25,7 @@ from ribonanzamamba.training.loss import (
     losses,
     reactivity_loss,
     structure_loss,
+    taught_loss,
     with_zeros,
 )
 
@@ -243,6 +244,68 @@ class TestCoordinates:
         torch.testing.assert_close(both, alone)
 
 
+class TestTaughtPairs:
+    logit = torch.full((2, 6, 6), IMPOSSIBLE_LOGIT)
+    logit[:, 0, 5] = logit[:, 5, 0] = 2.0
+    logit[:, 0, 4] = logit[:, 4, 0] = 1.0
+    none = torch.tensor([[0.5, 0.0, 0.0, 0.0, -0.5, 0.25]]).repeat(2, 1)
+    prior = torch.zeros(2, 6, 6)
+    prior[:, 0, 5] = prior[:, 5, 0] = 0.7
+    prior[0, 0, 4] = prior[0, 4, 0] = 0.2
+
+    def test_by_hand(self):
+        taught = torch.ones(2, 6, dtype=torch.bool)
+        taught[1, 4:] = False
+        log_sums = [math.log(math.exp(2) + math.exp(1) + math.exp(0.5)), math.log(math.exp(1) + math.exp(-0.5))]
+        log_sums.append(math.log(math.exp(2) + math.exp(0.25)))
+        first = [
+            log_sums[0] - (0.7 * 2 + 0.2 * 1 + 0.1 * 0.5),
+            log_sums[1] - (0.2 * 1 + 0.8 * -0.5),
+            log_sums[2] - (0.7 * 2 + 0.3 * 0.25),
+        ]
+        # 1 to 3 have no choice but none
+        second = log_sums[0] - (0.7 * 2 + 0.3 * 0.5)
+        value = taught_loss(self.logit, self.none, self.prior, taught)
+        assert value.item() == pytest.approx((sum(first) / 6 + second / 4) / 2, abs=1e-6)
+
+    def test_least_where_the_probabilities_are_those_of_the_prior(self):
+        """The gradient is the difference of the two."""
+        logit, none = self.logit.clone().requires_grad_(), self.none.clone().requires_grad_()
+        taught_loss(logit, none, self.prior, torch.ones(2, 6, dtype=torch.bool)).backward()
+        choice = pair_log_probability(logit, none).exp().detach()
+        torch.testing.assert_close(logit.grad, (choice[..., :-1] - self.prior) / 12)
+        torch.testing.assert_close(none.grad, (choice[..., -1] - (1 - self.prior.sum(-1))) / 12)
+
+    def test_a_pair_that_the_network_holds_for_impossible_stays_finite(self):
+        prior = self.prior.clone()
+        prior[0, 1, 3] = prior[0, 3, 1] = 0.9
+        logit = self.logit.clone().requires_grad_()
+        value = taught_loss(logit, self.none, prior, torch.ones(2, 6, dtype=torch.bool))
+        value.backward()
+        assert value < 10 and logit.grad.isfinite().all()
+
+    def test_only_rnas_without_prior_or_pairs_of_their_own_are_taught(self):
+        output = made_output(6, batch=4)
+        known = torch.tensor([True, True, True, False])
+        prior = torch.zeros(4, 6, 6)
+        prior[:, 0, 5] = prior[:, 5, 0] = 0.7 * known[:, None].T
+        partners = torch.full((4, 6), -2)
+        partners[2, 3] = -1
+        batch = Batch(
+            ids=("withheld", "given", "own", "unknown"),
+            tokens=torch.ones(4, 6, dtype=torch.int64),
+            mask=torch.ones(4, 6, dtype=torch.bool),
+            partners=partners,
+            prior=prior,
+            prior_known=known,
+            prior_given=torch.tensor([False, True, False, False]),
+        )
+        assert losses(output, batch).taught_pairs is None
+        losses(output, batch, weights=LossConfig(taught_pairs=1.0)).taught_pairs.backward()
+        gradient = output.pair_logit.grad
+        assert (gradient[0] != 0).any() and (gradient[1:] == 0).all()
+
+
 def made_batch(length: int, real: int, seed: int = 0) -> Batch:
     """Two RNAs of `real` nucleotides, everything measured, padded to `length`."""
     mask = (torch.arange(length) < real).expand(2, length)
@@ -298,7 +361,8 @@ def test_terms_that_a_batch_has_not_can_be_zero():
 def test_degenerate_batches_have_finite_losses_and_gradients(batch):
     output = made_output(batch.tokens.shape[1])
     terms = losses(output, batch)
-    assert all(getattr(terms, field.name).isfinite() for field in dataclasses.fields(terms))
+    # nothing is taught
+    assert all(term.isfinite() for name, term in vars(terms).items() if name != "taught_pairs")
     terms.total(LossConfig()).backward()
     assert all(gradient.isfinite().all() for gradient in gradients(output).values())
 
@@ -333,9 +397,17 @@ def test_padding_changes_nothing():
     padded = made_batch(14, 9)
     for name in ("reactivity", "coordinates"):
         getattr(padded, name)[:, :9] = getattr(batch, name)
-    expected, got = losses(short, batch), losses(ModelOutput(**grown), padded)
+    priors = [torch.zeros(2, each.mask.shape[1], each.mask.shape[1]) for each in (batch, padded)]
+    for prior in priors:
+        prior[:, 1, 8] = prior[:, 8, 1] = 0.5
+    withheld = {"prior_known": torch.tensor([True, True]), "prior_given": torch.tensor([False, False])}
+    batch = dataclasses.replace(batch, partners=None, prior=priors[0], **withheld)
+    padded = dataclasses.replace(padded, partners=None, prior=priors[1], **withheld)
+    weights = LossConfig(taught_pairs=1.0)
+    expected, got = losses(short, batch, weights=weights), losses(ModelOutput(**grown), padded, weights=weights)
     for field in dataclasses.fields(Losses):
         torch.testing.assert_close(getattr(got, field.name), getattr(expected, field.name), msg=field.name)
+    assert expected.taught_pairs > 0
 
 
 def test_total_is_the_weighted_sum_of_what_there_is():

@@ -46,6 +46,8 @@ class Batch:
     """Pair probabilities of a thermodynamic model, symmetric; 0 where no RNA of the batch knows better, and at pads."""
     prior_known: Bool[Tensor, " batch"] | None = None
     """Which RNAs have a prior: one without pairs is not one that was not computed."""
+    prior_given: Bool[Tensor, " batch"] | None = None
+    """Which of them a network is given; the others may teach it."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -112,6 +114,8 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
         tokens[row, : example.length] = encode_sequence(example.sequence)
         mask[row, : example.length] = True
     priors = [example.prior for example in examples]
+    known = [prior is not None for prior in priors]
+    given = [has and example.prior_given for has, example in zip(known, examples, strict=True)]
     return Batch(
         ids=tuple(example.id for example in examples),
         tokens=torch.from_numpy(tokens),
@@ -121,7 +125,8 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
         partners=_pad([example.partners for example in examples], length, float(UNKNOWN), np.int64),
         coordinates=_pad([example.coordinates for example in examples], length, np.nan, np.float32),
         prior=_dense(priors, length),
-        prior_known=_known(priors),
+        prior_known=torch.tensor(known) if any(known) else None,
+        prior_given=torch.tensor(given) if any(known) else None,
     )
 
 
@@ -180,11 +185,6 @@ def _pad(arrays: list[np.ndarray | None], length: int, fill: float, dtype: type)
         if array is not None:
             padded[row, : len(array)] = array
     return torch.from_numpy(padded)
-
-
-def _known(priors: list[Prior | None]) -> Tensor | None:
-    known = [prior is not None for prior in priors]
-    return torch.tensor(known) if any(known) else None
 
 
 def _dense(priors: list[Prior | None], length: int) -> Tensor | None:

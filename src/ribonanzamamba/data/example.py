@@ -42,6 +42,8 @@ class Example:
     """Angstrom, atoms in the order of `ATOMS`, NaN = missing."""
     prior: Prior | None = None
     """Base pairs a thermodynamic model expects: an input, not a measurement. None = not computed."""
+    prior_given: bool = True
+    """Whether a network is given the prior; one that is withheld can still teach it."""
 
     @property
     def length(self) -> int:
@@ -112,18 +114,18 @@ def reverse_some(examples: Sequence[Example], share: float, rng: np.random.Gener
     ]
 
 
-def drop_priors(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
-    """The examples, each without its prior with a probability of `share`.
+def withhold_priors(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
+    """The examples, the prior of each withheld from the network with a probability of `share`.
 
     >>> rng = np.random.default_rng(0)
     >>> example = Example("x", "GGAACC", 0, 1, "", prior=Prior(np.uint16([0]), np.uint16([5]), np.uint8([255])))
-    >>> [each.prior is None for each in drop_priors([example] * 4, 0.5, rng)]
-    [False, True, True, True]
+    >>> [each.prior_given for each in withhold_priors([example] * 4, 0.5, rng)]
+    [True, False, False, False]
     """
-    dropped = rng.random(len(examples)) < share
+    withheld = rng.random(len(examples)) < share
     return [
-        replace(example, prior=None) if drop and example.prior is not None else example
-        for example, drop in zip(examples, dropped.tolist(), strict=True)
+        replace(example, prior_given=False) if withhold and example.prior is not None else example
+        for example, withhold in zip(examples, withheld.tolist(), strict=True)
     ]
 
 

@@ -63,7 +63,8 @@ class DataConfig:
     coordinate_steps: int = 4
     """A batch of coordinates in every so many steps."""
     prior_dropout: float = 0.3
-    """Share of the examples drawn whose prior is left out, so that the network does without as well."""
+    """Share of the examples drawn whose prior is withheld, so that the network does without as well, and of those that
+    `loss.taught_pairs` is for."""
     pad_multiple: int = 16
     """Batches are padded to a multiple of this length, nucleotides."""
 
@@ -81,6 +82,9 @@ class LossConfig:
     """Of the likelihood of that error under the predicted one, nats."""
     structure: float = 1.0
     """Of the cross-entropy of each nucleotide's partner, nats."""
+    taught_pairs: float = 0.0
+    """Of the cross-entropy of each nucleotide's partner against a thermodynamic model's pair probabilities, nats: for
+    RNAs whose prior is withheld and whose own base pairs are unknown. Needs the task structure. 0: none is taught."""
     coordinates: float = 0.4
     """Of the coordinate loss, 10 angstrom a unit."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ribonanzamamba.data.batch import Batch, collate, prefetch
 from ribonanzamamba.data.batch import batches as make_batches
-from ribonanzamamba.data.example import Example, crop, drop_priors, reverse_some
+from ribonanzamamba.data.example import Example, crop, reverse_some, withhold_priors
 from ribonanzamamba.data.splits import cluster_weights, epoch_batches, padded_length, sample_batches
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.calibration import divide_pair_logits, fit_pair_temperature
@@ -131,6 +131,7 @@ class Run:
             shard_weights(self.network, self.average, self.optimizers, device)
         self.graphs = StepGraphs(self.network) if settings.graphs and device.type == "cuda" else None
         training, held_out = read_tables(config.data, tuple(self.network.config.probes))
+        check_teachers(config, self.network, training)
         self.training = training
         self.held_out = held_out.sample(settings.valid_examples)
         self.waiting = Waiting(device)
@@ -373,6 +374,23 @@ class Run:
         return ""
 
 
+def check_teachers(config: Config, network: nn.Module, training: Mapping[str, list[list[Example]]]) -> None:
+    """Nothing, if base pairs are not to be taught, or can be.
+
+    Raises:
+        ValueError: the network does not predict any, or no prior is ever withheld.
+    """
+    if not config.loss.taught_pairs:
+        return
+    if "structure" not in getattr(network.config, "tasks", ()):
+        raise ValueError("loss.taught_pairs: expected a network with the task structure in model.tasks")
+    if not config.data.prior_dropout:
+        raise ValueError("loss.taught_pairs: expected data.prior_dropout above 0: withheld priors are what teaches")
+    examples = (example for tables in training.values() for table in tables for example in table)
+    if not any(example.prior is not None for example in examples):
+        raise ValueError("loss.taught_pairs: expected data.store with priors (`prepare --priors`), got none")
+
+
 def batches_used(tasks: tuple[str, ...], step: int, config: DataConfig) -> int:
     """Batches of these tasks that the first steps of a run take."""
     return -(-step // config.coordinate_steps) if "coordinates" in tasks else step
@@ -446,13 +464,13 @@ def task_batches(
             multiple=config.pad_multiple,
             skip=skip,
         )
-    # a generator for each batch, of its number: nothing in what is drawn changes, and a continued run drops the same
+    # a generator for each batch, of its number: nothing in what is drawn changes, and a continued run varies it alike
     root = int(rng.spawn(1)[0].integers(2**63))
     reversed_share = 0.0 if alone else config.reverse_share
 
     def vary(batch: list[Example], number: int) -> list[Example]:
         rng = np.random.default_rng([root, number])
-        batch = drop_priors(batch, config.prior_dropout, rng)
+        batch = withhold_priors(batch, config.prior_dropout, rng)
         return reverse_some(batch, reversed_share, rng) if reversed_share else batch
 
     drawn = (vary(batch, number) for number, batch in enumerate(drawn, start=skip))

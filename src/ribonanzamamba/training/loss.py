@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ribonanzamamba.data.batch import Batch
+from ribonanzamamba.data.example import UNKNOWN
 from ribonanzamamba.model.coordinates import DISTANCE_BINS, PLDDT_BINS, frames_from_atoms
 from ribonanzamamba.model.heads import SHORTEST_PAIR, pair_log_probability
 from ribonanzamamba.model.network import ModelOutput
@@ -26,6 +27,8 @@ BEST_MODEL_SHARE = 0.8
 """Weight of the best of the coordinate models; the rest goes to the mean, so that none is left without a gradient."""
 LOCAL_RADIUS = 15.0
 """Angstrom; neighbours counted by lDDT (Mariani et al. 2013) and, doubled, by the distance loss."""
+LEAST_LOG_PROBABILITY = -30.0
+"""Finite: a prior may name a pair that the network holds for impossible."""
 SMALLEST_SHAPE = 3
 """Resolved C1' below which a chain has no shape to compare."""
 C1 = 2
@@ -39,13 +42,14 @@ class Losses:
     reactivity: Tensor | None = None
     reactivity_error: Tensor | None = None
     structure: Tensor | None = None
+    taught_pairs: Tensor | None = None
     coordinates: Tensor | None = None
 
     def total(self, weights: LossConfig) -> Tensor | None:
         """Weighted sum; None without a term."""
         terms = [
             getattr(weights, name) * term
-            for name in ("reactivity", "reactivity_error", "structure", "coordinates")
+            for name in ("reactivity", "reactivity_error", "structure", "taught_pairs", "coordinates")
             if (term := getattr(self, name)) is not None
         ]
         return torch.stack(terms).sum() if terms else None
@@ -54,6 +58,7 @@ class Losses:
 READ = {
     "reactivity": ("reactivity", "reactivity_error"),
     "structure": ("pair_logit", "no_partner_logit"),
+    "taught_pairs": ("pair_logit", "no_partner_logit"),
     "coordinates": ("coordinates", "plddt_logit", "distance_logit"),
 }
 """Outputs that the terms of each task read."""
@@ -111,23 +116,27 @@ def count_resolved(resolved: Bool[Tensor, "batch length 4"]) -> tuple[Tensor, Te
     return some.sum().float(), (seen * some).sum().float(), seen.square().sum().float()
 
 
-def losses(output: ModelOutput, batch: Batch, counts: Counts | None = None, by_trust: bool = True) -> Losses:
-    """Terms for whatever the batch measured and the output holds, means over the `counts` (the batch's own); without
-    `by_trust` reactivities of CERTAIN weight count alike."""
-    counts = counts or Counts.of(batch)
-    reactivity = error = structure = coordinates = None
+def losses(
+    output: ModelOutput, batch: Batch, counts: Counts | None = None, weights: LossConfig | None = None
+) -> Losses:
+    """Terms for whatever the batch measured and the output holds, means over the `counts` (the batch's own). Of the
+    `weights` (the defaults) it reads how reactivities count, and whether base pairs are taught."""
+    counts, weights = counts or Counts.of(batch), weights or LossConfig()
+    reactivity = error = structure = taught = coordinates = None
     if batch.reactivity is not None and output.reactivity is not None:
         reactivity, error = reactivity_loss(
             output.reactivity,
             output.reactivity_error,
-            *((batch.reactivity, batch.reactivity_weight) if by_trust else certain(batch)),
+            *((batch.reactivity, batch.reactivity_weight) if weights.reactivity_by_trust else certain(batch)),
             counts.examples,
         )
     if batch.partners is not None and output.pair_logit is not None:
         structure = structure_loss(output.pair_logit, output.no_partner_logit, batch.partners, counts.examples)
+    if weights.taught_pairs and batch.prior is not None and output.pair_logit is not None:
+        taught = taught_loss(output.pair_logit, output.no_partner_logit, batch.prior, learners(batch), counts.examples)
     if batch.coordinates is not None and output.coordinates is not None:
         coordinates = coordinate_loss(output, batch.coordinates, counts)
-    return Losses(reactivity, error, structure, coordinates)
+    return Losses(reactivity, error, structure, taught, coordinates)
 
 
 def certain(batch: Batch) -> tuple[Float[Tensor, "batch length probe"], Float[Tensor, "batch length probe"]]:
@@ -182,6 +191,31 @@ def structure_loss(
     entropy = -log_probability.gather(2, choice[..., None])[..., 0]
     entropy = torch.where(known, entropy, torch.zeros_like(entropy))
     return mean_over(entropy.sum(1) / known.sum(1).clamp(min=1), len(partners) if examples is None else examples)
+
+
+def learners(batch: Batch) -> Bool[Tensor, "batch length"]:
+    """The nucleotides of the RNAs that a prior teaches: those from which theirs is withheld, and that have no base
+    pairs of their own to learn."""
+    taught = batch.prior_known & ~batch.prior_given
+    if batch.partners is not None:
+        taught = taught & (batch.partners == UNKNOWN).all(1)
+    return batch.mask & taught[:, None]
+
+
+def taught_loss(
+    logit: Float[Tensor, "batch length length"],
+    no_partner: Float[Tensor, "batch length"],
+    prior: Float[Tensor, "batch length length"],
+    taught: Bool[Tensor, "batch length"],
+    examples: Tensor | None = None,
+) -> Tensor:
+    """Mean over `examples` (those of the batch) of the cross-entropy of each nucleotide's partner, or none, under the
+    probabilities that a prior gives them; only where `taught`."""
+    log_probability = pair_log_probability(logit, no_partner).clamp(min=LEAST_LOG_PROBABILITY)
+    alone = (1 - prior.sum(-1)).clamp(min=0)
+    entropy = -(prior * log_probability[..., :-1]).sum(-1) - alone * log_probability[..., -1]
+    entropy = torch.where(taught, entropy, torch.zeros_like(entropy))
+    return mean_over(entropy.sum(1) / taught.sum(1).clamp(min=1), len(prior) if examples is None else examples)
 
 
 def saturating(distance: Tensor) -> Tensor:

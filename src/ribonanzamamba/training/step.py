@@ -16,7 +16,7 @@ from ribonanzamamba.training.processes import ALONE, Processes
 from ribonanzamamba.training.sharding import replicated, whole
 from ribonanzamamba.training.validation import prior_of
 
-TERMS = ("reactivity", "reactivity_error", "structure", "coordinates")
+TERMS = ("reactivity", "reactivity_error", "structure", "taught_pairs", "coordinates")
 """Of the loss."""
 LOGGED = (*TERMS, "gradient_norm", "skipped")
 """What `train_step` returns; "skipped" is 1 where a loss or gradient was not finite and no weight was changed."""
@@ -141,7 +141,7 @@ def task_losses(
     device = batch.tokens.device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.training.bfloat16 and device.type == "cuda"):
         output = network(batch.tokens, batch.mask, tasks, *prior_of(network, batch))
-    terms = losses(output, batch, counts, config.loss.reactivity_by_trust)
+    terms = losses(output, batch, counts, config.loss)
     if processes.shards:
         # divided gradients are added up in the backward pass: every process needs those that any has
         present = processes.largest([float(getattr(terms, name) is not None) for name in READ])

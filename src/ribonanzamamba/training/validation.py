@@ -41,9 +41,9 @@ class HeldOut:
 
 
 def prior_of(network: nn.Module, batch: Batch) -> tuple[Tensor | None, ...]:
-    """What the network is called with beside the tokens: the batch's prior and where it is known, or nothing for a
+    """What the network is called with beside the tokens: the batch's prior and where it is given, or nothing for a
     network that has no such input."""
-    return (batch.prior, batch.prior_known) if takes_prior(network) else ()
+    return (batch.prior, batch.prior_given) if takes_prior(network) else ()
 
 
 def takes_prior(network: nn.Module) -> bool:
