@@ -1,5 +1,6 @@
 """A battle in small: who fights how long, runs that are finished, stopped or missing, and the report."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -182,6 +183,26 @@ def test_a_result_of_other_settings_is_refused(overrides, tmp_path):
         list(fight(read_battle(TINY, [*overrides, "training.learning_rate=0.5"]), tmp_path, only))
 
 
+def test_runs_of_one_contestant_may_differ_in_how_their_sums_are_done(overrides, tmp_path):
+    only = ["ribonanzanet:2-epochs:0"]
+    [key] = list(fight(read_battle(TINY, overrides), tmp_path, only))
+    text = TINY.read_text()
+    settings = 'training = { optimizer = "radam", decay = "cosine", decay_share = 0.3, warmup_steps = 0, pass_examples'
+    assert text.count("triangle_width = 8 }") == text.count(f"{settings} = 2 }}") == 1
+    text = text.replace("triangle_width = 8 }", 'triangle_width = 8, outer_product = "contracted" }')
+    other = tmp_path / "other.toml"
+    other.write_text(text.replace(f"{settings} = 2 }}", f"{settings} = 3 }}"))
+    assert list(fight(read_battle(other, overrides), tmp_path, only)) == [key]
+    # padding is seen by the published network, and by no other
+    padded = [*overrides, "data.pad_multiple=4"]
+    with pytest.raises(ValueError, match="data.pad_multiple was 8, is 4"):
+        list(fight(read_battle(TINY, padded), tmp_path, only))
+    fixed = tmp_path / "fixed.toml"
+    fixed.write_text(TINY.read_text().replace("as_published = true, ", ""))
+    battles = [read_battle(fixed, each) for each in (overrides, padded)]
+    assert [list(fight(battle, tmp_path / "fixed", only)) for battle in battles] == [[key], [key]]
+
+
 def test_a_result_from_before_a_setting_existed_counts(overrides, tmp_path):
     only = ["without-mamba:2-epochs:0"]
     battle = read_battle(TINY, overrides)
@@ -212,7 +233,8 @@ BUDGET = "[data]\nbatch_examples = 2\n[[budget]]\nepochs = 1\n"
         ("[[budget]]\nepochs = 1\n", "at least one"),
         (BUDGET + '[[contestant]]\nname = "a"\n[[contestant]]\nname = "a"\n', "different names"),
         (BUDGET + '[[contestant]]\nname = "a"\narchitecture = "transformer"\n', "expected an architecture"),
-        (BUDGET + '[[contestant]]\nname = "a"\nablation_of = "b"\n', "ablation_of names no contestant"),
+        (BUDGET + '[[contestant]]\nname = "a"\nablation_of = "b"\n', "ablation_of names no contestant before it: 'b'"),
+        (BUDGET + '[[contestant]]\nname = "a/b"\n', "names of letters"),
         (BUDGET + '[[contestant]]\nname = "a"\nbudgets = ["2-epochs"]\n', "unknown budgets"),
         (BUDGET + '[[contestant]]\nname = "a"\nmodel.depth = 3\n', "unknown key 'depth'"),
         (
@@ -229,6 +251,18 @@ def test_what_cannot_be_compared_is_refused(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_battle(path)
+
+
+def test_an_ablation_has_the_settings_of_what_it_is_an_ablation_of(tmp_path):
+    path = tmp_path / "battle.toml"
+    net = '[[contestant]]\nname = "a"\narchitecture = "ribonanzanet"\nmodel = { layers = 3, heads = 4 }\n'
+    two = '[[contestant]]\nname = "b"\nablation_of = "a"\nmodel = { heads = 2 }\ntraining.optimizer = "radam"\n'
+    three = '[[contestant]]\nname = "c"\nablation_of = "b"\nmodel = { layers = 2 }\n'
+    path.write_text(BUDGET + net + two + three)
+    battle = read_battle(path)
+    assert [each.architecture for each in battle.contestants] == ["ribonanzanet"] * 3
+    assert [(each.model.layers, each.model.heads) for each in battle.contestants] == [(3, 4), (3, 2), (2, 2)]
+    assert [each.config.training.optimizer for each in battle.contestants] == ["muon", "radam", "radam"]
 
 
 def test_the_command_line_wins(tmp_path):
@@ -254,7 +288,12 @@ def test_the_battle_of_the_repository_can_be_read():
     assert published.model.weak_attention_mask and not fixed.model.weak_attention_mask
     assert published.build(config).blocks[0].double_residual
     ablations = [contestant for contestant in battle.contestants if contestant.ablation_of]
-    assert len(ablations) >= 12 and all(set(each.budgets) <= {"6-epochs", "1-minutes"} for each in ablations)
+    assert len(ablations) >= 20 and sum("1-minutes" in each.budgets for each in ablations) >= 18
+    # what they do not change is as in what they are ablations of
+    taught, without = (battle.contestant(f"ribonanzamamba-{name}") for name in ("taught", "no-prior"))
+    assert battle.contestant("deep").config.loss == taught.config.loss != without.config.loss
+    assert battle.contestant("no-mamba").config.loss == without.config.loss
+    assert dataclasses.replace(battle.contestant("state-64").model, d_state=32) == taught.model
     # the shape of every one can be
     for contestant in ablations:
         with FakeTensorMode():

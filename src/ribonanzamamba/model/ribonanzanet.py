@@ -97,6 +97,11 @@ class RibonanzaNetConfig(PlainValues):
         if self.outer_product not in OUTER_PRODUCTS:
             raise ValueError(f"outer_product: expected one of {OUTER_PRODUCTS}, got {self.outer_product!r}")
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether the faults let padding into the output."""
+        return self.weak_attention_mask or self.signed_mask or self.unmasked_training
+
     @classmethod
     def as_published(cls) -> "RibonanzaNetConfig":
         """The public configuration with all faults: what weights trained with the original need."""

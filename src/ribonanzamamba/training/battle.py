@@ -34,14 +34,17 @@ CONTESTANT_KEYS = ("name", "architecture", "baseline", "ablation_of", "budgets")
 BUDGET_KEYS = ("epochs", "minutes", "seeds")
 UNBOUNDED_STEPS = 10_000_000
 """Of a run that ends by time."""
-VALIDATIONS_PER_EPOCH = 2
-"""Where the config does not say `training.valid_steps`."""
+VALIDATIONS_PER_EPOCH, MOST_VALIDATIONS = 2, 16
+"""Where the config does not say `training.valid_steps`; the second of a run of epochs."""
 OF_THE_MACHINE = {
     "data": ("store", "reactivity"),
     "training": ("device", "workers", "save_steps", "save_minutes", "graphs"),
 }
 """Settings that may differ between two sittings of a run: they change nothing in what it computes, and no result
 holds them."""
+OF_THE_ROUNDING = {"model": ("outer_product",), "training": ("pass_examples",)}
+"""Settings that may differ between two runs of a contestant: how the same sums are done. Results hold them, since speed
+and memory are theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,8 @@ class Contestant:
     baseline: bool = False
     """The others are compared with the better of the baselines."""
     ablation_of: str = ""
-    """Contestant from which it differs in one part; empty: it stands for itself."""
+    """Contestant from which it differs in one part, and whose settings it has elsewhere; empty: it stands for
+    itself."""
     budgets: tuple[str, ...] = ()
     """Keys of the budgets it trains with; empty: all."""
 
@@ -87,14 +91,13 @@ class Contestant:
 
     def settings(self, config: Config) -> dict[str, Any]:
         """What one of its runs was made with, as plain values, but for what belongs to the machine."""
-        values = config.to_dict()
-        sections = {
-            section: {
-                key: value for key, value in values[section].items() if key not in OF_THE_MACHINE.get(section, ())
-            }
-            for section in ("data", "loss", "training")
-        }
-        return {"architecture": self.architecture, "model": self.model.to_dict()} | sections
+        sections = {section: config.to_dict()[section] for section in ("data", "loss", "training")}
+        return {"architecture": self.architecture, "model": self.model.to_dict()} | without(sections, OF_THE_MACHINE)
+
+    def free(self) -> dict[str, tuple[str, ...]]:
+        """Settings in which its runs may differ: those of the rounding, and the padding, where it is not seen."""
+        sees = isinstance(self.model, RibonanzaNetConfig) and self.model.sees_padding
+        return OF_THE_ROUNDING | ({} if sees else {"data": ("pad_multiple",)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,8 @@ class Battle:
             steps_only=True,
         )
         if not contestant.explicit_validation:
-            training = replace(training, valid_steps=max(1, round(epoch_steps / VALIDATIONS_PER_EPOCH)))
+            steps = max(epoch_steps / VALIDATIONS_PER_EPOCH, budget.epochs * epoch_steps / MOST_VALIDATIONS)
+            training = replace(training, valid_steps=max(1, round(steps)))
         return replace(contestant.config, name=key.folder, training=training)
 
 
@@ -158,10 +162,35 @@ def read_battle(path: str | Path, overrides: Sequence[str] = ()) -> Battle:
         raise ValueError(f"{path}: unknown sections {unknown}")
     shared = {section: values.get(section, {}) for section in SECTIONS}
     overridden = {text.partition("=")[0].strip() for text in overrides}
-    contestants = tuple(read_contestant(each, shared, overridden) for each in values.get("contestant", []))
+    contestants = tuple(read_contestant(each, shared, overridden) for each in with_inherited(values))
     budgets = tuple(read_budget(each) for each in values.get("budget", []))
     check_battle(contestants, budgets)
     return Battle(name=values.get("name", path.stem), contestants=contestants, budgets=budgets)
+
+
+def with_inherited(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The contestants of a TOML, each ablation with the settings of what it is an ablation of, but for its own.
+
+    Raises:
+        ValueError: an ablation of what does not stand before it.
+    """
+    contestants: dict[str, dict[str, Any]] = {}
+    for own in values.get("contestant", []):
+        whole = dict(own)
+        if base := own.get("ablation_of"):
+            if base not in contestants:
+                raise ValueError(
+                    f"contestant {own.get('name', '')!r}: ablation_of names no contestant before it: {base!r}"
+                )
+            before = contestants[base]
+            whole |= {section: {**before.get(section, {}), **own.get(section, {})} for section in SECTIONS}
+            if "architecture" in before:
+                whole.setdefault("architecture", before["architecture"])
+        name = own.get("name", "")
+        if name in contestants:
+            raise ValueError(f"battle: expected contestants of different names, got {name!r} twice")
+        contestants[name] = whole
+    return list(contestants.values())
 
 
 def read_budget(values: Mapping[str, Any]) -> Budget:
@@ -239,13 +268,11 @@ def check_battle(contestants: Sequence[Contestant], budgets: Sequence[Budget]) -
     if not names or not keys:
         raise ValueError("battle: expected at least one [[contestant]] and one [[budget]]")
     for name in names:
-        if names.count(name) > 1 or not name or not all(letter.isalnum() or letter in "-_." for letter in name):
-            raise ValueError(f"battle: expected contestants of different names (letters, digits, - _ .), got {names}")
+        if not name or not all(letter.isalnum() or letter in "-_." for letter in name):
+            raise ValueError(f"battle: expected names of letters, digits, - _ . for contestants, got {names}")
     if len(set(keys)) < len(keys):
         raise ValueError(f"battle: expected different budgets, got {keys}")
     for each in contestants:
-        if each.ablation_of and each.ablation_of not in names:
-            raise ValueError(f"contestant {each.name}: ablation_of names no contestant: {each.ablation_of!r}")
         if unknown := set(each.budgets) - set(keys):
             raise ValueError(f"contestant {each.name}: unknown budgets {sorted(unknown)}; there are {keys}")
         if not each.config.data.batch_examples:
@@ -291,7 +318,7 @@ def fight(
         contestant, config = battle.contestant(key.contestant), battle.run_config(key, epoch_steps)
         settings = contestant.settings(config)
         if (done := read_result(out, key)) is not None:
-            check_same_settings(key, done.settings, settings)
+            check_same_settings(key, done.settings, settings, contestant.free())
             logger.info("%s is finished already", key.folder)
         else:
             logger.info("%s: %d examples, %d batches an epoch", key.folder, examples, epoch_steps)
@@ -330,15 +357,34 @@ def run_one(contestant: Contestant, config: Config, key: RunKey, out: Path, disp
     result.write(result_folder(out, key))
 
 
-def check_same_settings(key: RunKey, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Nothing, if a finished run is of these settings.
+def check_same_settings(
+    key: RunKey, before: Mapping[str, Any], now: Mapping[str, Any], free: Mapping[str, Sequence[str]]
+) -> None:
+    """Nothing, if a finished run is of these settings, but for those that are `free`.
 
     Raises:
         ValueError: otherwise, with the first differences.
     """
-    changed = differences(with_defaults(before, now), json.loads(json.dumps(now)))
+    changed = differences(
+        without(with_defaults(before, now), free),
+        without(json.loads(json.dumps(now)), free),
+    )
     if changed:
         raise ValueError(f"{key.folder} was finished with other settings ({'; '.join(changed[:4])}): remove its result")
+
+
+def without(settings: Mapping[str, Any], left_out: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The settings, of some sections without some keys.
+
+    >>> without({"architecture": "a", "model": {"b": 1, "c": 2}}, {"model": ("c",), "data": ("d",)})
+    {'architecture': 'a', 'model': {'b': 1}}
+    """
+    return {
+        section: {key: value for key, value in values.items() if key not in left_out.get(section, ())}
+        if isinstance(values, Mapping)
+        else values
+        for section, values in settings.items()
+    }
 
 
 def with_defaults(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

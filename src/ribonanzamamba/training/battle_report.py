@@ -140,6 +140,14 @@ def missing_lines(battle: Battle, results: Mapping[RunKey, RunResult]) -> list[s
     return [f"{len(results)} runs are finished. **Missing: {names}.**", ""]
 
 
+def ways_of(result: RunResult) -> tuple[str, ...]:
+    """On what, and where it has a choice how, a run was made."""
+    ways = [result.hardware["device"], f"torch {result.hardware['torch']}"]
+    if outer_product := result.settings["model"].get("outer_product"):
+        ways.append(f"{outer_product} outer product, {result.settings['training']['pass_examples'] or 'all'} a pass")
+    return tuple(ways)
+
+
 def contestant_lines(battle: Battle, results: Mapping[RunKey, RunResult]) -> list[str]:
     """Sizes, speed and memory."""
     rows = []
@@ -147,9 +155,9 @@ def contestant_lines(battle: Battle, results: Mapping[RunKey, RunResult]) -> lis
         runs = [result for key, result in results.items() if key.contestant == contestant.name]
         if not runs:
             continue
-        # speeds of different devices have no mean
-        for hardware in dict.fromkeys((run.hardware["device"], run.hardware["torch"]) for run in runs):
-            here = [run for run in runs if (run.hardware["device"], run.hardware["torch"]) == hardware]
+        # speeds of different devices, and of different ways to do the same sums, have no mean
+        for ways in dict.fromkeys(map(ways_of, runs)):
+            here = [run for run in runs if ways_of(run) == ways]
             memory = [run.memory_gib for run in here if run.memory_gib is not None]
             training = here[0].settings["training"]
             rows.append(
@@ -158,7 +166,7 @@ def contestant_lines(battle: Battle, results: Mapping[RunKey, RunResult]) -> lis
                     contestant.architecture,
                     f"{here[0].parameters:,}",
                     f"{training['optimizer']} {training['learning_rate']:g}",
-                    f"{hardware[0]}, torch {hardware[1]}",
+                    ", ".join(ways),
                     f"{statistics.median(run.rnas_per_second for run in here):.0f}",
                     f"{max(memory):.1f}" if memory else "-",
                     f"{max(run.warm_up_seconds for run in here):.0f}",
