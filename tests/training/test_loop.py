@@ -13,7 +13,7 @@ import torch
 from ribonanzamamba.data.batch import collate
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.data.prior import make_prior
-from ribonanzamamba.data.store import write_store
+from ribonanzamamba.data.store import read_store, write_store
 from ribonanzamamba.model.checkpoint import load_checkpoint
 from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.rna.records import PROBES
@@ -178,6 +178,51 @@ def test_a_run_is_taught_base_pairs_by_the_priors_that_are_withheld(config_with_
     assert "loss/taught_pairs" not in metrics(plain)[0][0]
     steps, _ = metrics(train(config_with_priors, tmp_path / "taught", [*overrides, "loss.taught_pairs=1.0"]))
     assert steps[-1]["loss/taught_pairs"] < 0.7 * steps[0]["loss/taught_pairs"]
+
+
+@pytest.fixture
+def config_with_sequences(config_with_priors) -> Path:
+    """A third of each batch are sequences alone, some with a prior."""
+    folder = config_with_priors.parent
+    (folder / "more.csv").write_text("id,sequence\n" + "".join(f"u{k},{'GCAU' * (5 + k)}\n" for k in range(5)))
+    text = config_with_priors.read_text().replace("[data]", '[data]\nunlabelled = ["more.csv"]\nunlabelled_share = 0.4')
+    config_with_priors.write_text(text + "\n[loss]\ntaught_pairs = 1.0\n")
+    groups = table_groups(read_config(config_with_priors).data)
+    priors = {example.sequence: example.prior for group in read_store(folder / "store").values() for example in group}
+    alone = groups["unlabelled/0/more.csv/all"]
+    stem = make_prior(np.arange(5), 19 - np.arange(5), np.full(5, 0.9))
+    write_store(folder / "store", groups, priors | {example.sequence: stem for example in alone[:3]})
+    return config_with_priors
+
+
+def test_sequences_alone_are_their_share_and_always_taught(config_with_sequences):
+    config = read_config(config_with_sequences, ["data.prior_dropout=0.0"]).data
+    training, _ = read_tables(config)
+    assert [len(table) for table in training["unlabelled"]] == [3]
+    stream = task_batches(("reactivity", "structure"), training, config, np.random.default_rng(0), torch.device("cpu"))
+    alone = count = 0
+    for shard in itertools.islice(stream, 200):
+        named = torch.tensor([name.startswith("u") for name in shard.ids])
+        assert torch.equal(shard.batch.prior_given, ~named)
+        alone, count = alone + int(named.sum()), count + len(named)
+    assert abs(alone / count - 0.4) < 0.05
+
+
+def test_a_run_with_sequences_alone(config_with_sequences, tmp_path):
+    steps, _ = metrics(train(config_with_sequences, tmp_path / "run", ["data.prior_dropout=0.0"]))
+    assert any("loss/taught_pairs" in step for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.taught_pairs=0.0"], "loss.taught_pairs"),
+        (["data.store="], "priors"),
+    ],
+)
+def test_sequences_alone_that_teach_nothing_are_refused(config_with_sequences, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        train(config_with_sequences, tmp_path / "run", overrides)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import pytest
 
 from ribonanzamamba.baselines import folding
 from ribonanzamamba.data.prior import make_prior, write_priors
+from ribonanzamamba.model.config import TASKS
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.training.config import read_config
-from ribonanzamamba.training.tables import prepare_store, read_tables
+from ribonanzamamba.training.tables import prepare_store, read_tables, table_groups
 
 CONFIG = """
 [data]
@@ -28,7 +29,8 @@ def test_a_store_gives_what_the_tables_give(config_path, tables):
     prepare_store(config_path, tables / "store")
     from_tables = read_tables(read_config(config_path).data)
     from_store = read_tables(read_config(config_path, ["data.store=store"]).data)
-    for task, lists in from_tables[0].items():
+    for task in TASKS:
+        lists = from_tables[0][task]
         held_out = [getattr(part[1], task) for part in (from_tables, from_store)]
         for expected, got in [*zip(lists, from_store[0][task], strict=True), held_out]:
             assert [example.id for example in got] == [example.id for example in expected]
@@ -69,6 +71,29 @@ def test_priors_that_are_there_are_used_without_computing(config_path, tables):
     # of this sequence there are a reactivity, a structure and a chain
     assert sum(known) == 3
     assert training["structure"][0][0].prior.j.tolist() == [23]
+
+
+def test_sequences_alone_are_those_of_no_other_split_and_not_too_long(config_path, tables):
+    training, held_out = read_tables(read_config(config_path).data)
+    trained, valid = training["structure"][0][0].sequence, held_out.structure[0].sequence
+    chain = training["coordinates"][0][0].sequence
+    others = ["G" * 10, "A" * 201, "U" * 200]
+    rows = "".join(f"u{k},{each}\n" for k, each in enumerate([trained, valid, *others, chain]))
+    (tables / "more.csv").write_text("id,sequence\n" + rows)
+    overrides = ['data.unlabelled=["more.csv"]']
+    groups = table_groups(read_config(config_path, overrides).data)
+    # of these tables a chain has the sequence of an RNA in training
+    expected = [each for each in (trained, *others[::2]) if each != chain]
+    assert [each.sequence for each in groups["unlabelled/0/more.csv/all"]] == expected
+    # those without a prior teach nothing
+    assert read_tables(read_config(config_path, overrides).data)[0]["unlabelled"] == [[]]
+    config_path.write_text(config_path.read_text() + 'unlabelled = ["more.csv"]\n')
+    folder = tables / "priors"
+    folder.mkdir()
+    write_priors(folder / "prior-00001.npz", [others[0]], [make_prior(np.array([0]), np.array([9]), np.array([0.5]))])
+    prepare_store(config_path, tables / "store", folder, workers=0)
+    training, _ = read_tables(read_config(config_path, ["data.store=store"]).data)
+    assert [[each.sequence for each in table] for table in training["unlabelled"]] == [[others[0]]]
 
 
 @pytest.mark.skipif(not folding.available(), reason="ViennaRNA is not installed")

@@ -49,6 +49,11 @@ class Example:
     def length(self) -> int:
         return len(self.sequence)
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything is known of it but the sequence and what a model says."""
+        return any(array is not None for array in (self.reactivity, self.partners, self.coordinates))
+
 
 def crop(example: Example, start: int, stop: int) -> Example:
     """The nucleotides start to stop (0-based, stop excluded) of an example.
@@ -101,30 +106,40 @@ def reverse(example: Example) -> Example:
 
 
 def reverse_some(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
-    """The examples, each reversed with a probability of `share`, but for those with base pairs or coordinates.
+    """The examples, each reversed with a probability of `share`: those with reactivity and neither base pairs nor
+    coordinates.
 
     >>> rng = np.random.default_rng(0)
-    >>> [each.sequence for each in reverse_some([Example("x", "GC", 0, 1, "")] * 4, 0.5, rng)]
+    >>> example = Example("x", "GC", 0, 1, "", reactivity=np.zeros((2, 1)))
+    >>> [each.sequence for each in reverse_some([example] * 4, 0.5, rng)]
     ['GC', 'CG', 'CG', 'CG']
     """
     reversed_ones = rng.random(len(examples)) < share
     return [
-        reverse(example) if chosen and example.partners is None and example.coordinates is None else example
+        reverse(example)
+        if chosen and example.reactivity is not None and example.partners is None and example.coordinates is None
+        else example
         for example, chosen in zip(examples, reversed_ones.tolist(), strict=True)
     ]
 
 
 def withhold_priors(examples: Sequence[Example], share: float, rng: np.random.Generator) -> list[Example]:
-    """The examples, the prior of each withheld from the network with a probability of `share`.
+    """The examples, the prior of each withheld from the network with a probability of `share`, and always where nothing
+    was measured: then it is all that there is to learn.
 
     >>> rng = np.random.default_rng(0)
     >>> example = Example("x", "GGAACC", 0, 1, "", prior=Prior(np.uint16([0]), np.uint16([5]), np.uint8([255])))
-    >>> [each.prior_given for each in withhold_priors([example] * 4, 0.5, rng)]
+    >>> unpaired = replace(example, partners=np.int32([-1] * 6))
+    >>> [each.prior_given for each in withhold_priors([unpaired] * 4, 0.5, rng)]
     [True, False, False, False]
+    >>> [each.prior_given for each in withhold_priors([example], 0.0, rng)]
+    [False]
     """
     withheld = rng.random(len(examples)) < share
     return [
-        replace(example, prior_given=False) if withhold and example.prior is not None else example
+        replace(example, prior_given=False)
+        if example.prior is not None and (withhold or not example.measured)
+        else example
         for example, withhold in zip(examples, withheld.tolist(), strict=True)
     ]
 

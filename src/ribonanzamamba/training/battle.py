@@ -277,7 +277,7 @@ def check_battle(contestants: Sequence[Contestant], budgets: Sequence[Budget]) -
             raise ValueError(f"contestant {each.name}: unknown budgets {sorted(unknown)}; there are {keys}")
         if not each.config.data.batch_examples:
             raise ValueError("battle: expected data.batch_examples: the same batches for every contestant")
-        if each.config.data.structure or each.config.data.coordinates:
+        if each.config.data.structure or each.config.data.coordinates or each.config.data.unlabelled:
             raise ValueError("battle: expected reactivity tables alone")
     same = {
         (each.config.data.batch_examples, each.config.data.reactivity, each.config.data.reactivity_least_weight)

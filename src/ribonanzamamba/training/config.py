@@ -24,6 +24,8 @@ class DataConfig:
     """Tables of base pairs; likewise."""
     coordinates: tuple[str, ...] = ()
     """Tables of 3D coordinates; likewise."""
+    unlabelled: tuple[str, ...] = ()
+    """Tables of sequences alone, whose priors teach the network (`loss.taught_pairs`); likewise."""
     store: str = ""
     """Folder that `prepare` made of these tables (and maybe others), relative to the TOML file, read in their place;
     empty: none."""
@@ -35,6 +37,10 @@ class DataConfig:
     """Training examples whose reactivity has nowhere this much weight are left out; 0.5 is a signal to noise of 1."""
     reactivity_share: float = 0.5
     """Share of reactivity among the examples of a batch; the rest are structures."""
+    unlabelled_share: float = 0.25
+    """Share of the examples of a batch that are of `unlabelled`; the others share the rest."""
+    unlabelled_max_length: int = 200
+    """Longer sequences of `unlabelled` are left out, nucleotides: their priors take long to compute."""
     reactivity_cluster_power: float = 0.25
     """Sampling weight of an example: size of its cluster to minus this power; 0 samples
     all evenly. Small for reactivity, where
@@ -224,7 +230,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the paths of the section `data` relative to a folder."""
     data = values.get("data", {})
-    for key in ("reactivity", "structure", "coordinates"):
+    for key in ("reactivity", "structure", "coordinates", "unlabelled"):
         # anything but a list is refused later, by its type
         if isinstance(data.get(key), list):
             data[key] = [str(folder / table) for table in data[key]]

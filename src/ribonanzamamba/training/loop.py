@@ -380,15 +380,19 @@ def check_teachers(config: Config, network: nn.Module, training: Mapping[str, li
     Raises:
         ValueError: the network does not predict any, or no prior is ever withheld.
     """
+    if config.data.unlabelled and not config.loss.taught_pairs:
+        raise ValueError("data.unlabelled: expected loss.taught_pairs above 0: else sequences alone teach nothing")
     if not config.loss.taught_pairs:
         return
     if "structure" not in getattr(network.config, "tasks", ()):
         raise ValueError("loss.taught_pairs: expected a network with the task structure in model.tasks")
-    if not config.data.prior_dropout:
+    if not config.data.prior_dropout and not config.data.unlabelled:
         raise ValueError("loss.taught_pairs: expected data.prior_dropout above 0: withheld priors are what teaches")
     examples = (example for tables in training.values() for table in tables for example in table)
     if not any(example.prior is not None for example in examples):
         raise ValueError("loss.taught_pairs: expected data.store with priors (`prepare --priors`), got none")
+    if config.data.unlabelled and not any(training["unlabelled"]):
+        raise ValueError("data.unlabelled: expected sequences with a prior (`prepare --priors`), got none")
 
 
 def batches_used(tasks: tuple[str, ...], step: int, config: DataConfig) -> int:
@@ -426,13 +430,17 @@ def task_batches(
     Each process draws the same batches and takes its share of each; the first `skip` are left out: a run that goes on
     at its place has used them.
     """
+    kinds = (*tasks, "unlabelled") if "structure" in tasks and any(training["unlabelled"]) else tasks
+    # of what the two kinds of measurements share
+    rest = 1 - config.unlabelled_share if "unlabelled" in kinds else 1.0
     settings = {
-        "reactivity": (config.reactivity_share, config.reactivity_shares, config.reactivity_cluster_power),
-        "structure": (1 - config.reactivity_share, config.structure_shares, config.structure_cluster_power),
+        "reactivity": (rest * config.reactivity_share, config.reactivity_shares, config.reactivity_cluster_power),
+        "structure": (rest * (1 - config.reactivity_share), config.structure_shares, config.structure_cluster_power),
         "coordinates": (1.0, (), config.coordinate_cluster_power),
+        "unlabelled": (config.unlabelled_share, (), 0.0),
     }
     examples, weights = [], []
-    for task in tasks:
+    for task in kinds:
         tables = training[task]
         share, shares, power = settings[task]
         if shares and len(shares) != len(tables):

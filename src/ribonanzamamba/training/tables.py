@@ -11,6 +11,7 @@ from ribonanzamamba.data.coordinate_table import read_coordinate_table
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.data.prior import compute_priors, read_priors
 from ribonanzamamba.data.reactivity_table import read_reactivity_table
+from ribonanzamamba.data.sequence_table import read_sequence_table
 from ribonanzamamba.data.store import read_store, write_store
 from ribonanzamamba.data.structure_table import read_structure_table
 from ribonanzamamba.model.config import TASKS
@@ -22,13 +23,16 @@ logger = logging.getLogger(__name__)
 
 VALID_CLUSTERS = 20
 """Every 20th cluster of the coordinate tables, which have no split column, is held out."""
+KINDS = (*TASKS, "unlabelled")
+"""Of tables: those of a task, and sequences alone."""
 LONGEST_PRIOR = 1000
 """Nucleotides of the longest RNA whose prior `prepare` computes: 3 s of a core, and time grows with the cube."""
 
 
 def read_tables(config: DataConfig, probes: Sequence[str] = PROBES) -> tuple[dict[str, list[list[Example]]], HeldOut]:
-    """Training examples of each task, a list a table, and what is held out for validation; from the store where the
-    config names one. `probes` is the probe axis, some of PROBES; examples measured with none of them are left out.
+    """Training examples of each task, and sequences alone, a list a table, and what is held out for validation; from
+    the store where the config names one. `probes` is the probe axis, some of PROBES; examples measured with none of
+    them are left out.
 
     Of a store, only the tables are used that the config names, all where it names none.
 
@@ -51,7 +55,7 @@ def stored_groups(groups: Mapping[str, list[Example]], config: DataConfig) -> di
     for name in groups:
         task, _, file, _ = name.split("/")
         tables.setdefault((task, file), []).append(name)
-    named = [(task, Path(path).name) for task in TASKS for path in getattr(config, task)] or list(tables)
+    named = [(task, Path(path).name) for task in KINDS for path in getattr(config, task)] or list(tables)
     if lacking := [file for task, file in named if (task, file) not in tables]:
         stored = ", ".join(file for _, file in tables)
         raise ValueError(f"{config.store}: holds {stored}; the config names {', '.join(lacking)}")
@@ -105,7 +109,8 @@ def prepare_store(config_path: str | Path, out: str | Path, priors: str | Path |
 
 
 def table_groups(config: DataConfig) -> dict[str, list[Example]]:
-    """Examples of the tables under the names `task/number/file/split`; those with coordinates have the split "all"."""
+    """Examples of the tables under the names `task/number/file/split`; those with coordinates, and sequences alone,
+    have the split "all". Of the latter those are left out that stand in a table, but for training."""
     groups: dict[str, list[Example]] = {}
     for task, paths, read in (
         ("reactivity", config.reactivity, read_reactivity_table),
@@ -118,7 +123,24 @@ def table_groups(config: DataConfig) -> dict[str, list[Example]]:
         # a chain without any position teaches nothing, and a batch of such chains has no loss
         examples = [example for example in read_coordinate_table(path) if example.coordinates is not None]
         groups[f"coordinates/{number}/{Path(path).name}/all"] = examples
+    if config.unlabelled:
+        apart = kept_apart(config, groups)
+    for number, path in enumerate(config.unlabelled):
+        groups[f"unlabelled/{number}/{Path(path).name}/all"] = [
+            example
+            for example in read_sequence_table(path)
+            if example.length <= config.unlabelled_max_length and example.sequence not in apart
+        ]
     return groups
+
+
+def kept_apart(config: DataConfig, groups: Mapping[str, Sequence[Example]]) -> set[str]:
+    """The sequences that no split but others than "train" has: of validation, of public tests, and of all chains."""
+    tables = [read_reactivity_table(path) for path in config.reactivity]
+    tables += [read_structure_table(path) for path in config.structure]
+    trained = {each.sequence for name, group in groups.items() if name.endswith("/train") for each in group}
+    chains = {each.sequence for name, group in groups.items() if name.startswith("coordinates/") for each in group}
+    return chains | {example.sequence for table in tables for example in table} - trained
 
 
 def with_signal(examples: Sequence[Example], least: float) -> list[Example]:
@@ -135,8 +157,9 @@ def with_signal(examples: Sequence[Example], least: float) -> list[Example]:
 def divide(
     groups: Mapping[str, Sequence[Example]], config: DataConfig
 ) -> tuple[dict[str, list[list[Example]]], HeldOut]:
-    """The training examples of the groups, by task and table, and what is held out."""
-    training: dict[str, list[list[Example]]] = {"reactivity": [], "structure": [], "coordinates": []}
+    """The training examples of the groups, by task and table, and what is held out. Of sequences alone those with a
+    prior, without which there is nothing to learn of them."""
+    training: dict[str, list[list[Example]]] = {kind: [] for kind in KINDS}
     held_out: dict[str, list[Example]] = {"reactivity": [], "structure": [], "coordinates": []}
     for name, examples in groups.items():
         task, split = name.split("/")[0], name.rsplit("/")[-1]
@@ -144,6 +167,8 @@ def divide(
             held_out[task] += examples
         elif split == "train":
             training[task].append(with_signal(examples, config.reactivity_least_weight))
+        elif task == "unlabelled":
+            training[task].append([example for example in examples if example.prior is not None])
         else:
             held_out[task] += [example for example in examples if example.cluster % VALID_CLUSTERS == 0]
             training[task].append(
