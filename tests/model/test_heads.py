@@ -14,6 +14,7 @@ from ribonanzamamba.model.heads import (
     pair_log_probability,
     pair_probability,
 )
+from ribonanzamamba.ops import pair_plain
 
 
 def logits(length: int, pairs: dict[tuple[int, int], float]) -> Tensor:
@@ -22,6 +23,18 @@ def logits(length: int, pairs: dict[tuple[int, int], float]) -> Tensor:
     for (i, j), odds in pairs.items():
         logit[0, i, j] = logit[0, j, i] = math.log(odds)
     return logit
+
+
+def test_pair_logits_part_by_part_are_those_of_the_whole_map(monkeypatch):
+    torch.manual_seed(0)
+    head, mask = PairHead(8, 6), torch.ones(2, 9, dtype=torch.bool)
+    x, pair = torch.randn(2, 9, 8), torch.randn(2, 9, 9, 6)
+    whole, _ = head(x, pair, mask)
+    assert whole.requires_grad
+    monkeypatch.setattr(pair_plain, "PART", 120)
+    monkeypatch.setattr(pair_plain, "WORTH_PARTS", 0)
+    with torch.no_grad():
+        torch.testing.assert_close(head(x, pair, mask)[0], whole, rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_can_pair():

@@ -6,8 +6,9 @@ import importlib.util
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ribonanzamamba.ops import gated_convolution, norm_and_heads, outer_and_norm
+from ribonanzamamba.ops import gated_convolution, norm_and_heads, outer_and_norm, pair_plain
 from ribonanzamamba.ops.backend import interpreted
 
 EPS, FILL = 1e-5, -1e9
@@ -123,6 +124,36 @@ def test_norm_and_heads_by_loops():
                 value = tensors["weight"] @ (cell / (cell.square().mean() + EPS).sqrt() * tensors["gain"])
                 expected = value if present[b, j] else torch.full((3,), FILL).double()
                 torch.testing.assert_close(out[b, :, i, j], expected)
+
+
+@pytest.mark.parametrize("part", [1, 60, 200, 10_000])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_without_a_gradient_a_large_map_goes_part_by_part(operator, part, monkeypatch):
+    tensors = inputs(operator, 3, 7, 5)
+    whole = run(operator, tensors)
+    monkeypatch.setattr(pair_plain, "PART", part)
+    monkeypatch.setattr(pair_plain, "WORTH_PARTS", 0)
+    # a row, one RNA or two, all: the parts are all of the map, each once
+    counted = torch.zeros(3, 7, 7, 5)
+    for each in pair_plain.parts(counted):
+        counted[each] += 1
+    assert (counted == 1).all()
+    for got, expected in zip(run(operator, tensors), whole, strict=True):
+        assert got.is_contiguous() and got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_parts_where_they_help_and_nowhere_else(monkeypatch):
+    pair, weight = torch.zeros(1, 3, 3, 5), torch.zeros(5, requires_grad=True)
+    assert not pair_plain.in_parts(pair)
+    monkeypatch.setattr(pair_plain, "WORTH_PARTS", 44)
+    assert pair_plain.in_parts(pair)
+    assert not pair_plain.in_parts(pair, weight)
+    with torch.no_grad():
+        assert pair_plain.in_parts(pair, weight)
+    with FakeTensorMode():
+        # shapes alone, of which nothing is computed
+        assert not pair_plain.in_parts(torch.zeros(1, 9, 9, 5))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

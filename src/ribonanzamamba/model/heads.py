@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ribonanzamamba.layers import RMSNorm
+from ribonanzamamba.ops.pair_plain import by_parts
 
 SHORTEST_PAIR = 4
 """Smallest j - i of a base pair: a hairpin loop has at least three nucleotides."""
@@ -50,8 +51,12 @@ class PairHead(nn.Module):
         pair: Float[Tensor, "batch length length pair_width"],
         mask: Bool[Tensor, "batch length"],
     ) -> tuple[Float[Tensor, "batch length length"], Float[Tensor, "batch length"]]:
-        h = F.gelu(self.pair_hidden(self.pair_norm(pair + pair.transpose(1, 2))))
-        logit = self.pair_out(h).squeeze(-1).float()
+        def logits(examples: slice, rows: slice) -> Tensor:
+            both = pair[examples, rows] + pair.transpose(1, 2)[examples, rows]
+            return self.pair_out(F.gelu(self.pair_hidden(self.pair_norm(both)))).squeeze(-1)
+
+        weights = (layer.weight for layer in (self.pair_norm, self.pair_hidden, self.pair_out))
+        logit = by_parts(logits, pair, *weights).float()
         position = torch.arange(mask.shape[1], device=mask.device)
         possible = (position[:, None] - position[None, :]).abs() >= SHORTEST_PAIR
         possible = possible & mask[:, :, None] & mask[:, None, :]

@@ -5,12 +5,10 @@ Plain PyTorch writes every step of a chain to memory and reads it again; on a GP
 track costs.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ribonanzamamba.ops.backend import choose
-from ribonanzamamba.ops.norm import plain_rms_norm
+from ribonanzamamba.ops.pair_plain import convolve, gated_convolution_plain, norm_and_heads_plain, outer_and_norm_plain
 
 BACKENDS = ("auto", "triton", "plain")
 WIDEST = 128
@@ -53,10 +51,7 @@ def outer_and_norm(
         from ribonanzamamba.ops.pair_triton import outer_and_norm_triton
 
         return outer_and_norm_triton(pair, projected, gain, present, eps)
-    left, right, row, column = projected.to(pair.dtype).chunk(4, dim=-1)
-    pair = torch.addcmul(pair, left[:, :, None], right[:, None, :]) + row[:, :, None] + column[:, None, :]
-    mask = present[:, :, None] & present[:, None, :]
-    return pair, plain_rms_norm(pair, gain, eps).masked_fill(~mask[..., None], 0)
+    return outer_and_norm_plain(pair, projected, gain, present, eps)
 
 
 def gated_convolution(
@@ -90,22 +85,15 @@ def gated_convolution(
             "expected normed (b, l, l, c), conv_weight (2 c, c, k, k) with k odd, its bias (2 c,), weight (c, c) and "
             f"bias (c,), got {', '.join(map(str, got))} for pair {tuple(pair.shape)}"
         )
-    kernels = chosen(backend, pair) == "triton"
-    # channels last in memory throughout: both permutes are views. The kernel adds the bias: a GPU's convolution would
-    # read and write the whole map once more for it, and once more for its gradient
-    hidden = F.conv2d(
-        normed.permute(0, 3, 1, 2),
-        conv_weight,
-        None if kernels else conv_bias,
-        padding=dilation * (taps // 2),
-        dilation=dilation,
-    ).permute(0, 2, 3, 1)
-    if kernels:
+    if chosen(backend, pair) == "triton":
         from ribonanzamamba.ops.pair_triton import gated_residual_triton
 
+        # the kernel adds the bias: a GPU's convolution would read and write the whole map once more for it, and once
+        # more for its gradient
+        reach = dilation * (taps // 2)
+        hidden = convolve(normed, conv_weight, None, reach, reach, dilation)
         return gated_residual_triton(pair, hidden, conv_bias, weight, bias)
-    value, gate = hidden.chunk(2, dim=-1)
-    return pair + F.linear(value * F.silu(gate), weight, bias)
+    return gated_convolution_plain(pair, normed, conv_weight, conv_bias, weight, bias, dilation)
 
 
 def norm_and_heads(
@@ -133,5 +121,4 @@ def norm_and_heads(
         from ribonanzamamba.ops.pair_triton import norm_and_heads_triton
 
         return norm_and_heads_triton(pair, gain, weight, present, eps, fill)
-    heads = F.linear(plain_rms_norm(pair, gain, eps), weight).permute(0, 3, 1, 2)
-    return heads.masked_fill(~present[:, None, None, :], fill).contiguous()
+    return norm_and_heads_plain(pair, gain, weight, present, eps, fill)
