@@ -44,15 +44,16 @@ PRIORS = ("auto", "vienna", "none")
 """Where the pair probabilities come from that a network may take as an input: from ViennaRNA if it is installed, from
 ViennaRNA or not at all, or nowhere."""
 LONGEST_PRIOR = 2_000
-"""Nucleotides of the longest RNA whose prior is computed: 19 s of a core beside the network's 51 s; it grows with the
+"""Nucleotides of the longest RNA whose prior is computed: 19 s of a core beside the network's 63 s; it grows with the
 cube of the length."""
 PRIOR_SHARE = 0.25
 """Weight of the prior in the pair probabilities, the network's being the rest. On families that it has not seen the
 network is surer than it should be, although it sees the prior. Chosen on valid RNAs: docs/experiments.md."""
 MAX_CELLS = 2**22
 """Cells (batch x length^2, padding counted) of a batch: 256 RNAs of 128 nt."""
-BYTES_PER_CELL = 1_800
-"""Peak memory of one cell of the pair track. Source: the released sizes on a CPU (float32), 1.05 GiB at 800 nt."""
+BYTES_PER_CELL = 1_100
+"""Peak memory of one cell of the pair track. Source: the released sizes on a CPU (float32), all tasks: 4.3 GiB at
+2,000 nt, of which 0.3 are the program's and the weights'."""
 
 
 @dataclass(frozen=True)
@@ -385,7 +386,7 @@ def estimate_memory(length: int) -> int:
     """Bytes the network needs for one RNA of `length` nucleotides: BYTES_PER_CELL x length^2, the pair track.
 
     >>> round(estimate_memory(2048) / 2**30, 1)
-    7.0
+    4.3
     """
     return BYTES_PER_CELL * length * length
 
