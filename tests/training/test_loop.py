@@ -217,6 +217,17 @@ def test_a_run_with_sequences_alone(config_with_sequences, tmp_path):
     ("overrides", "message"),
     [
         (["loss.taught_pairs=0.0"], "loss.taught_pairs"),
+        # all tables of the store, which a config without tables takes
+        (
+            [
+                "loss.taught_pairs=0.0",
+                "data.unlabelled=[]",
+                "data.reactivity=[]",
+                "data.structure=[]",
+                "data.coordinates=[]",
+            ],
+            "loss.taught_pairs",
+        ),
         (["data.store="], "priors"),
     ],
 )

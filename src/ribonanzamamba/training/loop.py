@@ -378,20 +378,22 @@ def check_teachers(config: Config, network: nn.Module, training: Mapping[str, li
     """Nothing, if base pairs are not to be taught, or can be.
 
     Raises:
-        ValueError: the network does not predict any, or no prior is ever withheld.
+        ValueError: the network does not predict any, no prior is ever withheld, or there are sequences alone, which
+            nothing else is for.
     """
-    if config.data.unlabelled and not config.loss.taught_pairs:
+    alone = bool(config.data.unlabelled) or any(training["unlabelled"])
+    if alone and not config.loss.taught_pairs:
         raise ValueError("data.unlabelled: expected loss.taught_pairs above 0: else sequences alone teach nothing")
     if not config.loss.taught_pairs:
         return
     if "structure" not in getattr(network.config, "tasks", ()):
         raise ValueError("loss.taught_pairs: expected a network with the task structure in model.tasks")
-    if not config.data.prior_dropout and not config.data.unlabelled:
+    if not config.data.prior_dropout and not alone:
         raise ValueError("loss.taught_pairs: expected data.prior_dropout above 0: withheld priors are what teaches")
     examples = (example for tables in training.values() for table in tables for example in table)
     if not any(example.prior is not None for example in examples):
         raise ValueError("loss.taught_pairs: expected data.store with priors (`prepare --priors`), got none")
-    if config.data.unlabelled and not any(training["unlabelled"]):
+    if alone and not any(training["unlabelled"]):
         raise ValueError("data.unlabelled: expected sequences with a prior (`prepare --priors`), got none")
 
 
