@@ -293,6 +293,22 @@ def test_output_holds_reactivity_and_nothing_else():
     assert {f.name for f in dataclasses.fields(output) if getattr(output, f.name) is not None} == {"reactivity"}
 
 
+def test_with_our_pair_head_it_can_be_taught_base_pairs():
+    plain, batch = build(SMALL), pad([random_rna(6, 0), random_rna(9, 1)], 9)
+    network = build(dataclasses.replace(SMALL, tasks=("reactivity", "structure")))
+    head = {name: value for name, value in network.state_dict().items() if name.startswith("pair_head.")}
+    assert head.keys() == network.state_dict().keys() - plain.state_dict().keys()
+    network.load_state_dict(plain.state_dict() | head)
+    output = network(*batch, ("reactivity", "structure"))
+    torch.testing.assert_close(output.reactivity, plain(*batch).reactivity)
+    assert output.pair_logit.shape == (2, 9, 9) and output.no_partner_logit.shape == (2, 9)
+    (output.pair_logit[:, 0, 5:].sum() + output.no_partner_logit.sum()).backward()
+    last = network.blocks[-1]
+    assert all(parameter.grad is not None for parameter in last.outgoing.parameters())
+    with pytest.raises(ValueError, match="tasks: expected .*, got .*coordinates"):
+        dataclasses.replace(SMALL, tasks=("coordinates",))
+
+
 # PyTorch's own compiler uses what PyTorch calls deprecated
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @torch.no_grad()

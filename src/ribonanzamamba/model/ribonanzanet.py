@@ -4,7 +4,7 @@ Choices of the original, all kept:
 - learned embeddings and no position on the sequence track; relative positions on the pair track, constant beyond 8 nt
 - each layer: full convolution, attention with a bias from the pair track, feed-forward; every norm after its residual
 - the pair track gets all 32 x 32 products of two projected nucleotides, then two triangle multiplications
-- two numbers a nucleotide: 2A3 and DMS
+- two numbers a nucleotide: 2A3 and DMS (and base pairs, where asked for: that head is ours)
 
 The original's faults are switches of `RibonanzaNetConfig`, all off by default. Two of its costs are not kept where
 nothing could see them: the last layer leaves out its pair updates, which reach no output (their parameters are there
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ribonanzamamba.model.config import PlainValues
+from ribonanzamamba.model.heads import PairHead
 from ribonanzamamba.model.network import TOKENS, ModelOutput
 
 PADDING = 4
@@ -39,6 +40,7 @@ MASKED_LOGIT = -1e9
 WEAK_MASKED_LOGIT = -1e-9
 """What the original writes instead: as good as 0, so that padding is attended to like anything else."""
 OUTER_PRODUCTS = ("full", "contracted")
+TASKS = ("reactivity", "structure")
 ROWS, COLUMNS = 1, 2
 """Axes of a pair map."""
 
@@ -72,6 +74,9 @@ class RibonanzaNetConfig(PlainValues):
     dropout: float = 0.05
     """Dropped share of each residual branch, of the feed-forward layer's inside, and of attention."""
     probes: tuple[str, ...] = ("2A3", "DMS")
+    tasks: tuple[str, ...] = TASKS[:1]
+    """What the network has heads for: "reactivity", and where it is named "structure", by RibonanzaMamba's pair head,
+    which the original has not; the last layer then updates the pair track too."""
 
     weak_attention_mask: bool = False
     """Fault: the attention logits of padding become -1e-9 in place of minus infinity, so that it is attended to."""
@@ -96,6 +101,8 @@ class RibonanzaNetConfig(PlainValues):
             raise ValueError(f"kernel: expected an odd number, got {self.kernel}")
         if self.outer_product not in OUTER_PRODUCTS:
             raise ValueError(f"outer_product: expected one of {OUTER_PRODUCTS}, got {self.outer_product!r}")
+        if self.tasks not in (TASKS[:1], TASKS):
+            raise ValueError(f"tasks: expected {TASKS[:1]} or {TASKS}, got {self.tasks}")
 
     @property
     def sees_padding(self) -> bool:
@@ -127,6 +134,8 @@ class RibonanzaNet(nn.Module):
         kernels = [config.kernel] * (config.layers - 1) + [LAST_KERNEL]
         self.blocks = nn.ModuleList([RibonanzaNetLayer(config, kernel) for kernel in kernels])
         self.reactivity_head = nn.Linear(config.width, len(config.probes))
+        # last, so that it takes no random numbers from the others
+        self.pair_head = PairHead(config.width, config.pair_width) if "structure" in config.tasks else None
 
     def forward(
         self,
@@ -134,12 +143,13 @@ class RibonanzaNet(nn.Module):
         mask: Bool[Tensor, "batch length"],
         tasks: Collection[str] = ("reactivity",),
     ) -> ModelOutput:
-        """Reactivity (without bounds, no error estimate) where `tasks` asks for it; the network knows no other task.
+        """Reactivity (no bounds, no error estimate) and, with a pair head, base pairs, where `tasks` asks for them.
 
         `mask` is True for real nucleotides, which come first in each row. With the faults of the mask, the output at
         real nucleotides depends on the padding's length.
         """
-        if "reactivity" not in tasks:
+        wanted = [task for task in self.config.tasks if task in tasks]
+        if not wanted:
             return ModelOutput()
         x = self.nucleotide(tokens.masked_fill(~mask, PADDING))
         offset = clipped_offset(tokens.shape[1], self.config.largest_offset, tokens.device)
@@ -154,13 +164,20 @@ class RibonanzaNet(nn.Module):
         for block in self.blocks[:-1]:
             x, pair = block(x, pair, sign, pair_sign)
             sign = later_sign
-        x = self.blocks[-1].update_sequence(x, pair, sign, pair_sign)
-        return ModelOutput(reactivity=self.reactivity_head(x).float())
+        outputs = {}
+        if "structure" in wanted:
+            x, pair = self.blocks[-1](x, pair, sign, pair_sign)
+            outputs["pair_logit"], outputs["no_partner_logit"] = self.pair_head(x, pair, mask)
+        else:
+            x = self.blocks[-1].update_sequence(x, pair, sign, pair_sign)
+        if "reactivity" in wanted:
+            outputs["reactivity"] = self.reactivity_head(x).float()
+        return ModelOutput(**outputs)
 
     def fuse(self) -> None:
-        """Compile all layers but the last, in place (minutes on a GPU, at the first batch of each shape: pad to few
-        lengths); worth it for training."""
-        for block in self.blocks[:-1]:
+        """Compile all layers that update both tracks, in place (minutes on a GPU, at the first batch of each shape: pad
+        to few lengths); worth it for training."""
+        for block in self.blocks if self.pair_head is not None else self.blocks[:-1]:
             block.compile(dynamic=False)
 
     def later_sign(self, mask: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
