@@ -10,9 +10,10 @@ import torch
 
 from ribonanzamamba.data.batch import collate
 from ribonanzamamba.data.example import Example
+from ribonanzamamba.data.prior import make_prior
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.rna.records import PROBES
-from ribonanzamamba.training.config import Config, TrainingConfig
+from ribonanzamamba.training.config import Config, LossConfig, TrainingConfig
 from ribonanzamamba.training.guard import NonFiniteError, Shard, Watch, find_nonfinite
 from ribonanzamamba.training.loop import train
 from ribonanzamamba.training.optimizer import build_optimizers
@@ -31,6 +32,9 @@ def example(name: str, length: int, **changes) -> Example:
         "reactivity_weight": np.ones((length, len(PROBES)), dtype=np.float32),
         "partners": np.full(length, -1, dtype=np.int32),
         "coordinates": rng.normal(size=(length, 4, 3)).astype(np.float32) * 10,
+        # withheld: where nothing is known of base pairs it teaches
+        "prior": make_prior(np.array([0]), np.array([length - 1]), np.array([0.9 * (length > 4)])),
+        "prior_given": False,
     }
     return Example(name, "".join(rng.choice(list("ACGU"), length)), 0, 1, "", **(values | changes))
 
@@ -72,9 +76,9 @@ CASES = (
 
 @pytest.mark.parametrize("case", CASES)
 def test_nasty_batches_stay_finite(small_network, case):
-    optimizers = build_optimizers(small_network, TrainingConfig())
+    optimizers, config = build_optimizers(small_network, TrainingConfig()), Config(loss=LossConfig(taught_pairs=1.0))
     for _ in range(3):
-        values = train_step(small_network, optimizers, {BOTH: nasty(case), SHAPES: nasty(case)}, Config())
+        values = train_step(small_network, optimizers, {BOTH: nasty(case), SHAPES: nasty(case)}, config)
         assert values[SKIPPED] == 0 and values.isfinite().all(), dict(zip(LOGGED, values.tolist(), strict=True))
     assert all(parameter.isfinite().all() for parameter in small_network.parameters())
 
