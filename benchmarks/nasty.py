@@ -25,7 +25,7 @@ from ribonanzamamba.data.store import write_store
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import CHECKPOINTING
 from ribonanzamamba.rna.records import PROBES
-from ribonanzamamba.training.config import Config, TrainingConfig
+from ribonanzamamba.training.config import Config, LossConfig, TrainingConfig
 from ribonanzamamba.training.guard import NonFiniteError, find_nonfinite
 from ribonanzamamba.training.loop import train
 from ribonanzamamba.training.loss import Counts
@@ -61,6 +61,9 @@ def nasty_batches(rng: np.random.Generator, longest: int, multiple: int) -> dict
     # every nucleotide surely paired twice
     first = np.arange(length - 4, dtype=np.uint16)
     sure = Prior(first, first + np.uint16(4), np.full(length - 4, LEVELS, dtype=np.uint8))
+    # an input of some RNAs, and what the others are taught
+    withheld = {"prior_given": False, "partners": no_target["partners"]}
+    impossible = [made_example(rng, length, prior=sure, **(withheld if row % 2 else {})) for row in range(ROWS - 1)]
     return {
         "plain": plain,
         "one row of padding": replace(plain, mask=one_empty),
@@ -72,7 +75,7 @@ def nasty_batches(rng: np.random.Generator, longest: int, multiple: int) -> dict
         "huge targets": of(reactivity=np.full(probes, 6e4, dtype=np.float32)),
         "atoms in one place": of(coordinates=np.zeros(atoms, dtype=np.float32)),
         "one letter": replace(plain, tokens=torch.full_like(plain.tokens, 2)),
-        "impossible prior": of(prior=sure),
+        "impossible prior": collate([*impossible, made_example(rng, 1)], multiple),
     }
 
 
@@ -196,8 +199,8 @@ def stop_a_run(config: Config, place: str, device: str) -> str:
 
 
 def settings(model: ModelConfig) -> Config:
-    """A run of the default settings."""
-    return Config(model=model, training=TrainingConfig())
+    """A run of the default settings, but that base pairs are taught."""
+    return Config(model=model, loss=LossConfig(taught_pairs=0.3), training=TrainingConfig())
 
 
 def main() -> None:
