@@ -206,7 +206,7 @@ def test_one_bad_batch_is_recorded_and_the_run_goes_on(config_path, tmp_path):
     run = train(config_path, tmp_path / "run", build=spoiled(3, 5, 6))
     bad = [row for row in rows(run) if "bad_batch" in row]
     assert [row["step"] for row in bad] == [3, 5, 6]
-    assert all(name.startswith("r") for name in bad[0]["bad_batch"]["reactivity+structure"])
+    assert all(name.startswith("r") for name in bad[0]["bad_batch"]["reactivity"])
     steps = [row for row in rows(run) if "learning_rate" in row]
     assert [row["step"] for row in steps] == list(range(1, 9))
     assert [row.get("skipped", 0) for row in steps] == [0, 0, 1, 0, 1, 1, 0, 0]

@@ -15,11 +15,12 @@ from ribonanzamamba.data.example import Example
 from ribonanzamamba.data.prior import make_prior
 from ribonanzamamba.data.store import read_store, write_store
 from ribonanzamamba.model.checkpoint import load_checkpoint
+from ribonanzamamba.model.heads import PairHead
 from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.rna.structure import Structure
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig, read_config
-from ribonanzamamba.training.loop import task_batches, train
+from ribonanzamamba.training.loop import task_batches, train, wanted_tasks
 from ribonanzamamba.training.loss import certain, reactivity_loss
 from ribonanzamamba.training.optimizer import build_optimizers
 from ribonanzamamba.training.step import LOGGED, train_step
@@ -282,6 +283,34 @@ def test_so_many_priors_are_withheld_and_the_rnas_stay_the_same(config_with_prio
         given += int(batch.prior_given.sum())
         count += len(batch)
     assert abs(given / count - (1 - share)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ("reactivity", "structure")),
+        (["data.structure=[]"], ("reactivity",)),
+        (["data.structure=[]", "loss.taught_pairs=1.0"], ("reactivity", "structure")),
+        (["data.reactivity=[]", "data.structure=[]"], ()),
+        (["data.reactivity=[]", "data.structure=[]", "loss.taught_pairs=1.0"], ()),
+    ],
+    ids=["both", "reactivity", "taught", "coordinates", "nobody to teach"],
+)
+def test_a_pass_runs_the_heads_that_something_is_there_for(config_with_priors, overrides, expected):
+    config = read_config(config_with_priors, overrides)
+    training, _ = read_tables(config.data)
+    assert wanted_tasks(("reactivity", "structure"), training, config) == expected
+    assert wanted_tasks(("coordinates",), training, config) == ("coordinates",)
+
+
+def test_a_head_without_examples_is_not_run(config_path, tmp_path, monkeypatch):
+    run = []
+    forward = PairHead.forward
+    monkeypatch.setattr(PairHead, "forward", lambda *inputs: run.append(1) or forward(*inputs))
+    train(config_path, tmp_path / "run", ["data.structure=[]", "data.coordinates=[]", "training.steps=2"])
+    assert not run
+    train(config_path, tmp_path / "both", ["data.coordinates=[]", "training.steps=2"])
+    assert run
 
 
 def data_config(tables: Path, **values) -> DataConfig:

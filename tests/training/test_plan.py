@@ -1,5 +1,6 @@
 """The plan: exact where it can be counted by hand, and close to what the network keeps."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,8 +9,8 @@ import torch
 
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
-from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
-from ribonanzamamba.training.plan import Tracker, plan, trace_fake
+from ribonanzamamba.training.config import Config, DataConfig, LossConfig, TrainingConfig
+from ribonanzamamba.training.plan import GIB, Tracker, plan, trace_fake
 
 
 def config(small_config, **training) -> Config:
@@ -45,6 +46,21 @@ def test_parameters_and_batches(small_config):
     assert halved.passes[0].examples == 1 and halved.passes[0].peak_bytes < 0.7 * planned.passes[0].peak_bytes
     assert halved.resident_bytes == planned.resident_bytes
     assert plan(config(small_config, parallel="shard"), processes=2).resident_bytes == planned.resident_bytes // 2
+
+
+def test_what_is_printed_adds_up(small_config):
+    planned = plan(config(small_config))
+    largest = max(map(planned.activations_gib, planned.passes))
+    extra = planned.measured.memory_extra_gib
+    assert planned.memory_gib == pytest.approx(planned.resident_bytes / GIB + largest + extra)
+    assert f"activations {largest:.2f} GiB" in planned.to_text()
+
+
+def test_teaching_base_pairs_takes_the_pair_head(small_config):
+    plain = config(small_config)
+    taught = plan(dataclasses.replace(plain, loss=LossConfig(taught_pairs=0.3))).passes[0]
+    assert taught.tasks == ("reactivity", "structure")
+    assert taught.peak_bytes > plan(plain).passes[0].peak_bytes
 
 
 def test_checkpointing_and_freezing_save_memory(small_config):

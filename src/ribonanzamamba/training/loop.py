@@ -136,20 +136,20 @@ class Run:
         self.held_out = held_out.sample(settings.valid_examples)
         self.waiting = Waiting(device)
         self.streams = {
-            tasks: self.waiting.measured(
+            wanted: self.waiting.measured(
                 task_batches(
-                    tasks,
+                    wanted,
                     training,
                     config.data,
                     np.random.default_rng([settings.seed, k]),
                     device,
                     processes=processes,
-                    skip=batches_used(tasks, self.state.step, config.data),
+                    skip=batches_used(wanted, self.state.step, config.data),
                     workers=settings.workers,
                 )
             )
             for k, tasks in enumerate(PASSES)
-            if any(training[task] for task in tasks)
+            if (wanted := wanted_tasks(tasks, training, config))
         }
         if not self.streams:
             raise ValueError("data: expected at least one table with a training example, got none")
@@ -397,6 +397,17 @@ def check_teachers(config: Config, network: nn.Module, training: Mapping[str, li
         raise ValueError("data.unlabelled: expected sequences with a prior (`prepare --priors`), got none")
 
 
+def wanted_tasks(
+    tasks: tuple[str, ...], training: Mapping[str, list[list[Example]]], config: Config
+) -> tuple[str, ...]:
+    """Of the tasks of a pass those that something is there to learn for: their heads alone are run. None, if no example
+    is for any of them."""
+    measured = [task for task in tasks if any(training[task])]
+    if config.loss.taught_pairs and (measured or any(training["unlabelled"])) and "structure" in tasks:
+        measured.append("structure")
+    return tuple(task for task in tasks if task in measured)
+
+
 def batches_used(tasks: tuple[str, ...], step: int, config: DataConfig) -> int:
     """Batches of these tasks that the first steps of a run take."""
     return -(-step // config.coordinate_steps) if "coordinates" in tasks else step
@@ -507,7 +518,7 @@ def warm_up_batches(
     More than MOST_LENGTHS are thinned out evenly: kernels that serve all lengths are compiled at the first of them.
     """
     data = config.data
-    tasks = tuple(task for task in PASSES[0] if any(training[task]))
+    tasks = wanted_tasks(PASSES[0], training, config)
     examples = [example for task in tasks for table in training[task] for example in table]
     if not data.batch_examples or not examples:
         return

@@ -83,8 +83,12 @@ class Plan:
     @property
     def memory_gib(self) -> float:
         """Peak on a GPU, as `torch.cuda.max_memory_allocated` counts."""
-        largest = max(each.peak_bytes for each in self.passes)
-        return (self.resident_bytes + self.measured.memory_factor * largest) / GIB + self.measured.memory_extra_gib
+        largest = max(map(self.activations_gib, self.passes))
+        return self.resident_bytes / GIB + largest + self.measured.memory_extra_gib
+
+    def activations_gib(self, each: Pass) -> float:
+        """What a pass keeps on a GPU, beside the weights."""
+        return self.measured.memory_factor * each.peak_bytes / GIB
 
     def seconds(self, each: Pass) -> float:
         """Time of a pass on a GPU."""
@@ -110,7 +114,7 @@ class Plan:
             name = "+".join(each.tasks)
             lines.append(
                 f"batch, at most       {each.examples} x {each.length} nt ({name}): activations "
-                f"{each.peak_bytes / GIB:.2f} GiB, {self.seconds(each):.3f} s"
+                f"{self.activations_gib(each):.2f} GiB, {self.seconds(each):.3f} s"
             )
         lines.append(f"peak memory          {self.memory_gib:.2f} GiB (expected)")
         lines.append(f"time a step          {self.seconds_per_step:.3f} s (expected, one H100, bfloat16)")
@@ -130,7 +134,8 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
         if config.training.checkpointing != "off":
             network.checkpoint_activations(config.training.checkpointing)
         if data.reactivity or data.structure:
-            tasks = tuple(task for task in ("reactivity", "structure") if getattr(data, task))
+            taught = ("structure",) if config.loss.taught_pairs else ()
+            tasks = tuple(task for task in ("reactivity", "structure") if getattr(data, task) or task in taught)
             passes.append(
                 trace(
                     network, tasks, *largest_batch(data.tokens, data.max_length, data.pad_multiple, processes), config
@@ -181,19 +186,19 @@ def largest_batch(tokens: int, max_length: int, multiple: int, processes: int = 
 
 def trace(network: nn.Module, tasks: tuple[str, ...], examples: int, length: int, config: Config) -> Pass:
     """Forward and backward pass over a batch without data."""
-    batch = empty_batch(tasks, examples, length, len(network.config.probes))
+    batch = empty_batch(tasks, examples, length, len(network.config.probes), taught=config.loss.taught_pairs > 0)
     with Tracker() as tracker:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.training.bfloat16):
             output = network(batch.tokens, batch.mask, tasks)
-        total = losses(output, batch).total(config.loss)
+        total = losses(output, batch, weights=config.loss).total(config.loss)
         del output
         total.backward()
     network.zero_grad(set_to_none=True)
     return Pass(tasks, examples, length, tracker.peak, tracker.moved, tracker.flops, tracker.operations)
 
 
-def empty_batch(tasks: tuple[str, ...], examples: int, length: int, probes: int) -> Batch:
-    """A batch of which only the shapes count."""
+def empty_batch(tasks: tuple[str, ...], examples: int, length: int, probes: int, taught: bool = False) -> Batch:
+    """A batch of which only the shapes count; `taught`: with priors."""
     shape = (examples, length)
     return Batch(
         ids=("",) * examples,
@@ -203,6 +208,9 @@ def empty_batch(tasks: tuple[str, ...], examples: int, length: int, probes: int)
         reactivity_weight=torch.zeros(*shape, probes) if "reactivity" in tasks else None,
         partners=torch.zeros(shape, dtype=torch.int64) if "structure" in tasks else None,
         coordinates=torch.zeros(*shape, 4, 3) if "coordinates" in tasks else None,
+        prior=torch.zeros(*shape, length) if taught else None,
+        prior_known=torch.ones(examples, dtype=torch.bool) if taught else None,
+        prior_given=torch.zeros(examples, dtype=torch.bool) if taught else None,
     )
 
 
