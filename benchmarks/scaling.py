@@ -26,9 +26,9 @@ from training_memory import GIB, RELEASED, TINY, made_example, step_seconds, whe
 
 from ribonanzamamba.data.example import Example
 from ribonanzamamba.model.config import ModelConfig
+from ribonanzamamba.training.batches import PASSES, task_batches
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig
 from ribonanzamamba.training.graphs import StepGraphs
-from ribonanzamamba.training.loop import PASSES, task_batches
 from ribonanzamamba.training.optimizer import averaged, build_optimizers, learning_rate_share, set_learning_rate
 from ribonanzamamba.training.processes import PARALLEL, Processes, joined
 from ribonanzamamba.training.sharding import shard_weights

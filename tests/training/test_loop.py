@@ -19,8 +19,9 @@ from ribonanzamamba.model.heads import PairHead
 from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
 from ribonanzamamba.rna.records import PROBES
 from ribonanzamamba.rna.structure import Structure
+from ribonanzamamba.training.batches import task_batches, wanted_tasks
 from ribonanzamamba.training.config import Config, DataConfig, TrainingConfig, read_config
-from ribonanzamamba.training.loop import task_batches, train, wanted_tasks
+from ribonanzamamba.training.loop import train
 from ribonanzamamba.training.loss import certain, reactivity_loss
 from ribonanzamamba.training.optimizer import build_optimizers
 from ribonanzamamba.training.step import LOGGED, train_step
@@ -190,7 +191,7 @@ def config_with_sequences(config_with_priors) -> Path:
     config_with_priors.write_text(text + "\n[loss]\ntaught_pairs = 1.0\n")
     groups = table_groups(read_config(config_with_priors).data)
     priors = {example.sequence: example.prior for group in read_store(folder / "store").values() for example in group}
-    alone = groups["unlabelled/0/more.csv/all"]
+    alone = groups["unlabelled/0/more.csv/train"]
     stem = make_prior(np.arange(5), 19 - np.arange(5), np.full(5, 0.9))
     write_store(folder / "store", groups, priors | {example.sequence: stem for example in alone[:3]})
     return config_with_priors

@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.training.config import Config, DataConfig
-from ribonanzamamba.training.loop import PASSES, batches_used, task_batches
+from ribonanzamamba.training.batches import PASSES, batches_used, task_batches
 from ribonanzamamba.training.step import sum_values, task_losses, whole_counts
 from ribonanzamamba.training.loss import Losses
 from ribonanzamamba.training.tables import read_tables
@@ -174,7 +174,7 @@ import numpy as np
 import torch
 torch.set_num_threads(1)
 from ribonanzamamba.training.config import read_config
-from ribonanzamamba.training.loop import PASSES, task_batches
+from ribonanzamamba.training.batches import PASSES, task_batches
 from ribonanzamamba.training.step import train_step
 from ribonanzamamba.training.optimizer import averaged, build_optimizers
 from ribonanzamamba.training.processes import joined

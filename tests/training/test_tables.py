@@ -84,7 +84,7 @@ def test_sequences_alone_are_those_of_no_other_split_and_not_too_long(config_pat
     groups = table_groups(read_config(config_path, overrides).data)
     # of these tables a chain has the sequence of an RNA in training
     expected = [each for each in (trained, *others[::2]) if each != chain]
-    assert [each.sequence for each in groups["unlabelled/0/more.csv/all"]] == expected
+    assert [each.sequence for each in groups["unlabelled/0/more.csv/train"]] == expected
     # those without a prior teach nothing
     assert read_tables(read_config(config_path, overrides).data)[0]["unlabelled"] == [[]]
     config_path.write_text(config_path.read_text() + 'unlabelled = ["more.csv"]\n')

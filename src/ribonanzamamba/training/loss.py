@@ -2,7 +2,7 @@
 measurement and add 0."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -47,14 +47,11 @@ class Losses:
 
     def total(self, weights: LossConfig) -> Tensor | None:
         """Weighted sum; None without a term."""
-        terms = [
-            getattr(weights, name) * term
-            for name in ("reactivity", "reactivity_error", "structure", "taught_pairs", "coordinates")
-            if (term := getattr(self, name)) is not None
-        ]
+        terms = [getattr(weights, name) * term for name in TERMS if (term := getattr(self, name)) is not None]
         return torch.stack(terms).sum() if terms else None
 
 
+TERMS = tuple(each.name for each in fields(Losses))
 READ = {
     "reactivity": ("reactivity", "reactivity_error"),
     "structure": ("pair_logit", "no_partner_logit"),

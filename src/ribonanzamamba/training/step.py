@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from ribonanzamamba.data.batch import Batch, no_examples
 from ribonanzamamba.training.config import Config
 from ribonanzamamba.training.graphs import StepGraphs
-from ribonanzamamba.training.loss import READ, Counts, Losses, losses, with_zeros
+from ribonanzamamba.training.loss import READ, TERMS, Counts, Losses, losses, with_zeros
 from ribonanzamamba.training.optimizer import AveragedWeights
 from ribonanzamamba.training.processes import ALONE, Processes
 from ribonanzamamba.training.sharding import replicated, whole
 from ribonanzamamba.training.validation import prior_of
 
-TERMS = ("reactivity", "reactivity_error", "structure", "taught_pairs", "coordinates")
-"""Of the loss."""
 LOGGED = (*TERMS, "gradient_norm", "skipped")
 """What `train_step` returns; "skipped" is 1 where a loss or gradient was not finite and no weight was changed."""
 

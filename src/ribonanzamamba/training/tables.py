@@ -109,8 +109,8 @@ def prepare_store(config_path: str | Path, out: str | Path, priors: str | Path |
 
 
 def table_groups(config: DataConfig) -> dict[str, list[Example]]:
-    """Examples of the tables under the names `task/number/file/split`; those with coordinates, and sequences alone,
-    have the split "all". Of the latter those are left out that stand in a table, but for training."""
+    """Examples of the tables under the names `task/number/file/split`; those with coordinates have the split "all". Of
+    sequences alone, which are all to train with, those are left out that stand in a table, but for training."""
     groups: dict[str, list[Example]] = {}
     for task, paths, read in (
         ("reactivity", config.reactivity, read_reactivity_table),
@@ -126,7 +126,7 @@ def table_groups(config: DataConfig) -> dict[str, list[Example]]:
     if config.unlabelled:
         apart = kept_apart(config, groups)
     for number, path in enumerate(config.unlabelled):
-        groups[f"unlabelled/{number}/{Path(path).name}/all"] = [
+        groups[f"unlabelled/{number}/{Path(path).name}/train"] = [
             example
             for example in read_sequence_table(path)
             if example.length <= config.unlabelled_max_length and example.sequence not in apart
@@ -144,21 +144,20 @@ def kept_apart(config: DataConfig, groups: Mapping[str, Sequence[Example]]) -> s
 
 
 def with_signal(examples: Sequence[Example], least: float) -> list[Example]:
-    """The examples without those whose reactivity is nowhere trusted as much as `least`."""
-    if least <= 0:
-        return list(examples)
+    """The examples without those of which there is nothing to learn: no measurement and no prior, or reactivity that is
+    nowhere trusted as much as `least`."""
     return [
         example
         for example in examples
-        if example.reactivity_weight is None or example.reactivity_weight.max(initial=0) >= least
+        if (example.measured or example.prior is not None)
+        and (example.reactivity_weight is None or example.reactivity_weight.max(initial=0) >= least)
     ]
 
 
 def divide(
     groups: Mapping[str, Sequence[Example]], config: DataConfig
 ) -> tuple[dict[str, list[list[Example]]], HeldOut]:
-    """The training examples of the groups, by task and table, and what is held out. Of sequences alone those with a
-    prior, without which there is nothing to learn of them."""
+    """The training examples of the groups, by kind and table, and what is held out."""
     training: dict[str, list[list[Example]]] = {kind: [] for kind in KINDS}
     held_out: dict[str, list[Example]] = {"reactivity": [], "structure": [], "coordinates": []}
     for name, examples in groups.items():
@@ -167,8 +166,6 @@ def divide(
             held_out[task] += examples
         elif split == "train":
             training[task].append(with_signal(examples, config.reactivity_least_weight))
-        elif task == "unlabelled":
-            training[task].append([example for example in examples if example.prior is not None])
         else:
             held_out[task] += [example for example in examples if example.cluster % VALID_CLUSTERS == 0]
             training[task].append(
