@@ -43,7 +43,6 @@ from torch import Tensor, nn
 
 from ribonanzamamba import ops
 from ribonanzamamba.layers import BiMamba
-from ribonanzamamba.ops import ssd_triton
 
 PASSES = ("forward", "forward+backward")
 SHAPES = ((32, 128), (32, 512), (8, 2048), (2, 8192))
@@ -489,12 +488,10 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="batch x length, with commas; all by default")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path, help="file of JSON lines, added to")
-    parser.add_argument("--ssd-backward", choices=["heads", "chunks"], default=ssd_triton.BACKWARD)
     parser.add_argument("--skip-apart", action="store_true", help="neither first calls nor torch.compile")
     parser.add_argument("--first-call", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--compiled", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    ssd_triton.BACKWARD = arguments.ssd_backward
     torch.manual_seed(0)
     if arguments.first_call:
         operator, directions = arguments.first_call

@@ -191,49 +191,6 @@ def test_segments_equal_definition(name, reverse, monkeypatch):
     assert_equal_definition(operator, tensors, reverse=reverse, lengths=lengths, return_state=True)
 
 
-class TestBackwardByChunks:
-    """The other way to cut the backward pass of `ssd`."""
-
-    @pytest.fixture(autouse=True)
-    def by_chunks(self, monkeypatch):
-        from ribonanzamamba.ops import ssd_triton
-
-        monkeypatch.setattr(ssd_triton, "BACKWARD", "chunks")
-        monkeypatch.setattr(ssd_triton, "LONGEST_CHUNK", 16)
-
-    @pytest.mark.parametrize("length", [1, 16, 33])
-    @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-    @pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
-    def test_equals_definition(self, length, reverse, ragged):
-        lengths = torch.tensor([length, length // 2]) if ragged else None
-        assert_equal_definition(ssd, ssd_inputs(length), reverse=reverse, lengths=lengths, return_state=True)
-
-    @pytest.mark.parametrize("left_out", [*((key,) for key in OPTIONAL), OPTIONAL], ids="-".join)
-    def test_equals_definition_without(self, left_out):
-        tensors = {key: tensor for key, tensor in ssd_inputs(20).items() if key not in left_out}
-        assert_equal_definition(ssd, tensors)
-
-    @pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
-    def test_both_directions(self, ragged):
-        tensors = ssd_inputs(35, directions=2)
-        del tensors["initial_state"]
-        lengths = torch.tensor([35, 8]) if ragged else None
-        assert_equal_definition(bidirectional_ssd, tensors, merge="mean", lengths=lengths)
-
-    @pytest.mark.parametrize(("processors", "slices", "segments"), [(1, 1, 1), (100, 6, 3)])
-    def test_slices_of_heads_and_segments_of_chunks(self, processors, slices, segments, monkeypatch):
-        from ribonanzamamba.ops import ssd_triton
-
-        monkeypatch.setattr(ssd_triton, "WIDEST_TILE", 16)
-        monkeypatch.setattr(ssd_triton, "FEWEST_CHUNKS", 1)
-        monkeypatch.setattr(ssd_triton, "processors", lambda device: processors)
-        tensors = ssd_inputs(40, width=40)
-        plan = ssd_triton.plan(tensors["x"], tensors["B"], 1, backward=True)
-        # two heads a group, each three tiles wide
-        assert (plan.slices[0], plan.segments) == (slices, segments)
-        assert_equal_definition(ssd, tensors, lengths=torch.tensor([40, 13]), return_state=True)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [3, 21])
 def test_order_equals_definition(kind, length):
@@ -320,9 +277,8 @@ def test_operators_for_compilers(name, part):
     if part == "forward":
         torch.library.opcheck(module.forward_operator, forward, test_utils=tests)
         return
-    y, last, *kept = module.forward_operator(*forward)
-    kept = kept if name == "selective_scan" else [last, *kept]
-    backward = (y, None, *ordered, *lengths, *kept, True, False, 1, 1.0, False)
+    y, _, states, ungated = module.forward_operator(*forward)
+    backward = (y, None, *ordered, *lengths, states, ungated, True, False, 1, 1.0, False)
     torch.library.opcheck(module.backward_operator, backward, test_utils=tests)
 
 

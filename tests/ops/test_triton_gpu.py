@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribonanzamamba import ops
-from ribonanzamamba.ops import ssd_triton
 from ribonanzamamba.ops.partial_sums import sum_parts
 
 DEVICE, KERNELS = "cuda", "triton"
@@ -182,20 +181,6 @@ def check_accuracy(operator: str, length: int, name: str, reverse: bool, shape: 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_error_against_the_definition(operator, length, name, reverse):
     check_accuracy(operator, length, name, reverse, "usual", (torch.float32, torch.bfloat16))
-
-
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("length", [1, 17, 64, 457, 1000])
-def test_error_of_the_backward_pass_by_chunks(length, name, reverse, monkeypatch):
-    monkeypatch.setattr(ssd_triton, "BACKWARD", "chunks")
-    check_accuracy("ssd", length, name, reverse, "usual", (torch.float32, torch.bfloat16))
-
-
-@pytest.mark.parametrize("function", ["ssd", "bidirectional_ssd"])
-def test_backward_pass_by_chunks_twice_gives_the_same_bits(function, monkeypatch):
-    monkeypatch.setattr(ssd_triton, "BACKWARD", "chunks")
-    test_twice_gives_the_same_bits(function, 1000, torch.bfloat16)
 
 
 @pytest.mark.parametrize("shape", ["small", "groups", "wide"])

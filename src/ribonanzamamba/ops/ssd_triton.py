@@ -17,22 +17,14 @@ WIDEST_TILE = 64
 LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass holds: half of it spills nothing, but is no faster."""
 FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 3}
-BACKWARD = "heads"
-"""How the backward pass is cut: "heads", a program walks the chunks of a head, or "chunks", all chunks side by side.
-The second is tested in the interpreter and was not timed on a GPU yet: then one of the two goes."""
 BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
-CHUNK_OPTIONS = ("REVERSE", "HAS_Z", "HAS_LENGTHS", "DOT", "PRECISION", "Q", "BN", "BP", "WHOLE", *BACKWARD_LAUNCH)
-"""Of a launch, those of the kernel in which all chunks run side by side."""
 PROGRAMS_A_PROCESSOR = 2
 """With more, in shorter segments, finding the states that enter them costs more than the waiting that it hides."""
-CHUNKS_A_PROCESSOR = 6
-"""Programs a multiprocessor, at least, of the part of the backward pass in which all chunks run side by side."""
 FEWEST_CHUNKS = 4
 """Chunks a segment: shorter ones spend more on finding the state that enters them than they gain."""
 
 
 kernels = on_launch("ssd_kernels")
-chunk_kernels = on_launch("ssd_chunk_kernels")
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,6 @@ class Plan:
     chunks: int
     segments: int
     chunks_a_segment: int
-    processors: int
 
     @functools.cached_property
     def rows(self) -> int:
@@ -65,16 +56,6 @@ class Plan:
         """What every kernel of matrix products is compiled for."""
         whole = self.state == self.BN and self.width % self.BP == 0
         return {"Q": self.Q, "BN": self.BN, "BP": self.BP, "WHOLE": whole}
-
-    @functools.cached_property
-    def slices(self) -> tuple[int, int]:
-        """Of the heads (and tiles of them) of a group, and how many of these a slice has: as few slices as give the
-        device enough programs, since each leaves a partial sum."""
-        parts = self.heads // self.groups * self.tiles
-        programs = self.directions * self.batch * self.groups * self.chunks
-        wanted = min(parts, cdiv(CHUNKS_A_PROCESSOR * self.processors, max(1, programs)))
-        slices = next(count for count in range(max(1, wanted), parts + 1) if parts % count == 0)
-        return slices, parts // slices
 
     @functools.cached_property
     def grid(self) -> tuple[int, int]:
@@ -109,7 +90,7 @@ def planned(
     segments = cdiv(chunks, chunks_a_segment)
     return Plan(
         batch, length, heads, width, groups, state, directions,
-        Q, BN, BP, tiles, chunks, segments, chunks_a_segment, processors,
+        Q, BN, BP, tiles, chunks, segments, chunks_a_segment,
     )  # fmt: skip
 
 
@@ -208,62 +189,43 @@ def segment_states(
 
 def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, last: Tensor, states: Tensor, ungated: Tensor,
-    softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
+    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, states: Tensor, ungated: Tensor, softplus: bool,
+    reverse: bool, directions: int, scale: float, return_dstart: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, of dt, of B and C together (2, b, l, directions g, n), of A, dt_bias and D together (3,
     directions, h) in float32 (D's with the first direction), of z and of the initial state (empty: there is none)."""
     cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
+    narrow = x.dtype
     dx = x.new_empty((directions, *x.shape))
     ddt = x.new_empty((cut.tiles, *dt.shape), dtype=dt.dtype if cut.tiles == 1 else torch.float32)
-    by_chunks = BACKWARD == "chunks"
-    slices, parts = cut.slices if by_chunks else (cut.heads // cut.groups * cut.tiles, 1)
+    partials = cut.heads // cut.groups * cut.tiles
+    shape = (cut.batch, cut.length, directions * cut.groups, partials, cut.state)
     # together: one sum for both
-    matrices = x.new_empty((2, cut.batch, cut.length, directions * cut.groups, slices, cut.state))
+    matrices = x.new_empty((2, *shape), dtype=narrow)
     dB, dC = matrices.unbind()
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
-    places = cut.chunks if by_chunks else cut.segments
-    sums = x.new_empty((3, directions, cut.batch, cut.heads, cut.tiles * places), dtype=torch.float32)
+    sums = x.new_empty((3, directions, cut.batch, cut.heads, cut.tiles * cut.segments), dtype=torch.float32)
     dot, precision = dot_type(x.dtype)
-    sizes = (cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups)
-    walk = (*sizes, cut.chunks_a_segment, cut.segments, cut.chunks, scale)
-    steps = (*strides(x), *strides(dt), *strides(B), *strides(C), *strides(z), *strides(dy))
-    options = {
-        "REVERSE": reverse, "SOFTPLUS": softplus, "HAS_Z": z is not None, "HAS_BIAS": bias is not None,
-        "HAS_LENGTHS": lengths is not None, "DOT": dot, "PRECISION": precision, **cut.tile, **BACKWARD_LAUNCH,
-    }  # fmt: skip
     with device_of(x):
         entering = dlast
         if cut.segments > 1:
             entering = segment_states(dy, dt, A, C, z, bias, lengths, dlast, None, softplus, reverse, scale, cut, True)
-        if by_chunks:
-            dstates = torch.empty_like(states)
-            alone = x.new_empty((4, cut.rows, cut.chunks, cut.Q), dtype=torch.float32)
-            dends = x.new_empty((cut.rows, cut.tiles, cut.chunks), dtype=torch.float32)
-            chunk_kernels().state_gradient_kernel[cut.grid](
-                dy, dt, A, C, z, bias, lengths, states, last, entering, alone, dstates, dends, dstart,
-                *walk, *strides(dy), *strides(dt), *strides(C), *strides(z),
-                HAS_LAST=dlast is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart, **options,
-            )  # fmt: skip
-            chunk_kernels().chunks_backward_kernel[(directions * cut.batch * cut.groups * cut.chunks * slices,)](
-                x, A, B, C, D, z, lengths, alone, states, dstates, dends, ungated, dy, dx, ddt, dB, dC, dz, sums,
-                *sizes, cut.chunks, slices, parts, scale,
-                *strides(x), *strides(B), *strides(C), *strides(z), *strides(dy),
-                HAS_D=D is not None, **{name: options[name] for name in CHUNK_OPTIONS},
-            )  # fmt: skip
-        else:
-            kernels().backward_kernel[cut.grid](
-                x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, entering, dx, ddt, dB, dC, dz, dstart, sums,
-                *walk, *steps,
-                HAS_D=D is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart, **options,
-            )  # fmt: skip
+        kernels().backward_kernel[cut.grid](
+            x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, entering, dx, ddt, dB, dC, dz, dstart, sums,
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
+            cut.chunks_a_segment, cut.segments, cut.chunks, scale,
+            *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z), *strides(dy),
+            REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
+            HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
+            DOT=dot, PRECISION=precision, **cut.tile, **BACKWARD_LAUNCH,
+        )  # fmt: skip
     return (
         dx[0] if directions == 1 else dx.sum(0),
         ddt[0] if cut.tiles == 1 else ddt.sum(0, dtype=dt.dtype),
-        matrices[:, :, :, :, 0] if slices == 1 else matrices.sum(4),
+        matrices[:, :, :, :, 0] if partials == 1 else matrices.sum(4),
         sums.sum((2, 4)),
         dz,
         dstart,
@@ -290,8 +252,7 @@ def _(
 
 @backward_operator.register_fake
 def _(
-    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, last, states, ungated, softplus, reverse, directions, scale,
-    return_dstart,
+    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, softplus, reverse, directions, scale, return_dstart
 ):  # fmt: skip
     batch, _, heads, width = x.shape
     wide = torch.float32
@@ -314,7 +275,7 @@ class Ssd(torch.autograd.Function):
             x, dt, A, B, C, D, z, bias, lengths, start, *options, keep, return_last
         )  # fmt: skip
         if keep:
-            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, last, states, ungated)
+            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, states, ungated)
             ctx.options = options
             ctx.has_start = start is not None and ctx.needs_input_grad[9]
         ctx.set_materialize_grads(False)
@@ -323,7 +284,7 @@ class Ssd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        x, dt, A, B, C, D, z, bias, lengths, last, states, ungated = ctx.saved_tensors
+        x, dt, A, B, C, D, z, bias, lengths, states, ungated = ctx.saved_tensors
         operator = as_seen(backward, backward_operator)
         if dy is None:
             dy = torch.zeros_like(x)
@@ -332,7 +293,7 @@ class Ssd(torch.autograd.Function):
             if dlast.numel() == 0:
                 dlast = None
         dx, ddt, matrices, sums, dz, dstart = operator(
-            dy, dlast, x, dt, A, B, C, D, z, bias, lengths, last, states, ungated, *ctx.options, ctx.has_start
+            dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, *ctx.options, ctx.has_start
         )  # fmt: skip
         dA, dbias, dD = sums.unbind()
         return (
