@@ -65,6 +65,27 @@ def test_chosen_runs_and_what_is_missing(overrides, tmp_path):
         battle.keys(["nobody"])
 
 
+def test_a_report_says_where_minutes_are_not_the_same(overrides, tmp_path):
+    battle = read_battle(TINY, overrides)
+    names = [each.name for each in battle.contestants]
+    keys = list(
+        fight(
+            battle, tmp_path, [f"{name}:{budget}:0" for name in names[:2] for budget in ("2-epochs", "0.005-minutes")]
+        )
+    )
+    assert "Different cards" not in write_report(battle, tmp_path).read_text()
+    for key in keys:
+        if key.contestant == names[1]:
+            path = next((tmp_path / "results").glob(f"{names[1]}--{key.budget}--*")) / "result.json"
+            result = json.loads(path.read_text())
+            result["hardware"]["device"] = "another card"
+            path.write_text(json.dumps(result))
+    epochs, minutes = write_report(battle, tmp_path).read_text().split("## 0.005 minutes")
+    assert "Different cards" not in epochs
+    assert "**Different cards, on which a minute is not the same.**" in minutes
+    assert f"another card: {names[1]}." in minutes
+
+
 def test_runs_on_several_gpus_side_by_side(overrides, tmp_path):
     """On a machine without one they run on its CPU all the same."""
     out = tmp_path / "out"

@@ -179,7 +179,7 @@ def contestant_lines(battle: Battle, results: Mapping[RunKey, RunResult]) -> lis
 
 def budget_lines(battle: Battle, key: str, scored: Scored, out: Path) -> list[str]:
     """Everything about one budget."""
-    lines = [f"## {title(key)}", ""]
+    lines = [f"## {title(key)}", "", *card_lines(key, scored)]
     baselines = {each.name for each in battle.contestants if each.baseline} & set(scored.errors)
     for probe in scored.probes:
         groups = scored.cells.groups(probe)
@@ -200,6 +200,18 @@ def title(key: str) -> str:
     """
     number, unit = key.split("-")
     return f"{number} {unit.removesuffix('s') if number == '1' else unit}"
+
+
+def card_lines(key: str, scored: Scored) -> list[str]:
+    """Who ran on which card, where minutes are the budget and not all had the same."""
+    cards: dict[str, list[str]] = {}
+    for name, runs in scored.runs.items():
+        for card in dict.fromkeys(run.hardware["device"] for run in runs):
+            cards.setdefault(card, []).append(name)
+    if not key.endswith("minutes") or len(cards) < 2:
+        return []
+    lists = "; ".join(f"{card}: {', '.join(names)}" for card, names in cards.items())
+    return [f"**Different cards, on which a minute is not the same.** {lists}.", ""]
 
 
 def main_table(scored: Scored, probe: str, mask: np.ndarray, baselines: set[str]) -> list[str]:
