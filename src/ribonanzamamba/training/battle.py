@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ribonanzamamba.data.example import Example
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 from ribonanzamamba.model.ribonanzanet import RibonanzaNet, RibonanzaNetConfig
+from ribonanzamamba.training.battle_longer import Longer, read_longer
 from ribonanzamamba.training.battle_result import RunKey, collect_result, read_result, result_folder
 from ribonanzamamba.training.config import Config, apply_overrides, config_from_dict, read_toml, resolve_paths
 from ribonanzamamba.training.display import Display
@@ -107,6 +109,8 @@ class Battle:
     name: str
     contestants: tuple[Contestant, ...]
     budgets: tuple[Budget, ...]
+    longer: Longer | None = None
+    """Longer RNAs that a finished run predicts too."""
 
     def keys(self, only: Sequence[str] = ()) -> list[RunKey]:
         """All runs, budget by budget and seed by seed, or those that `only` names: NAME, NAME:BUDGET or
@@ -158,14 +162,15 @@ def read_battle(path: str | Path, overrides: Sequence[str] = ()) -> Battle:
     values = read_toml(path)
     apply_overrides(values, overrides)
     resolve_paths(values, path.parent)
-    if unknown := sorted(set(values) - {"name", "budget", "contestant", *SECTIONS}):
+    if unknown := sorted(set(values) - {"name", "budget", "contestant", "longer", *SECTIONS}):
         raise ValueError(f"{path}: unknown sections {unknown}")
     shared = {section: values.get(section, {}) for section in SECTIONS}
     overridden = {text.partition("=")[0].strip() for text in overrides}
     contestants = tuple(read_contestant(each, shared, overridden) for each in with_inherited(values))
     budgets = tuple(read_budget(each) for each in values.get("budget", []))
     check_battle(contestants, budgets)
-    return Battle(name=values.get("name", path.stem), contestants=contestants, budgets=budgets)
+    longer = read_longer(values.get("longer", {}), path.parent, probes_of(contestants[0]))
+    return Battle(name=values.get("name", path.stem), contestants=contestants, budgets=budgets, longer=longer)
 
 
 def with_inherited(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -314,6 +319,8 @@ def fight(
     epoch_steps = examples // first.config.data.batch_examples
     if not epoch_steps:
         raise ValueError(f"battle: {examples} training examples are less than one batch")
+    # before the training: what cannot be read then costs nothing
+    longer = battle.longer.examples(first.config.data) if battle.longer else []
     for key in keys:
         contestant, config = battle.contestant(key.contestant), battle.run_config(key, epoch_steps)
         settings = contestant.settings(config)
@@ -322,7 +329,7 @@ def fight(
             logger.info("%s is finished already", key.folder)
         else:
             logger.info("%s: %d examples, %d batches an epoch", key.folder, examples, epoch_steps)
-            run_one(contestant, config, key, out, display())
+            run_one(contestant, config, key, out, display(), longer)
         yield key
 
 
@@ -345,7 +352,9 @@ def fight_side_by_side(
     yield from side_by_side(commands, devices, Path(out) / "logs")
 
 
-def run_one(contestant: Contestant, config: Config, key: RunKey, out: Path, display: Display) -> None:
+def run_one(
+    contestant: Contestant, config: Config, key: RunKey, out: Path, display: Display, longer: Sequence[Example]
+) -> None:
     """Train one run and write what it leaves."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -353,7 +362,7 @@ def run_one(contestant: Contestant, config: Config, key: RunKey, out: Path, disp
         # kernels of the contestant before count in the limit of recompilations
         torch.compiler.reset()
     run = train_config(config, out / "runs" / key.folder, build=contestant.build, display=display)
-    result = collect_result(run, key, config, contestant.build(config), contestant.settings(config))
+    result = collect_result(run, key, config, contestant.build(config), contestant.settings(config), longer)
     result.write(result_folder(out, key))
 
 

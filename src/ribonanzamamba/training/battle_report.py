@@ -14,6 +14,7 @@ from ribonanzamamba.data.reactivity_table import read_reactivity_rows
 from ribonanzamamba.evaluation.comparison import Cells, best, compare_errors
 from ribonanzamamba.plots.curves import draw_curve
 from ribonanzamamba.training.battle import Battle
+from ribonanzamamba.training.battle_longer import longer_rows
 from ribonanzamamba.training.battle_result import (
     Measurements,
     Predictions,
@@ -188,6 +189,7 @@ def budget_lines(battle: Battle, key: str, scored: Scored, out: Path) -> list[st
             lines += part_table(scored, groups)
     lines += ablation_lines(battle, scored)
     lines += experiment_lines(battle, scored)
+    lines += longer_lines(battle, scored)
     picture = draw_curves(scored, key, out)
     return [*lines, "### Learning curves", "", f"![held-out error over GPU minutes]({picture})", ""]
 
@@ -310,6 +312,23 @@ def experiment_lines(battle: Battle, scored: Scored) -> list[str]:
         cells.append(line)
     title = ["### Every experiment apart", "", "Rows that pass the signal-to-noise filter, replicates not merged.", ""]
     return [*title, *table(("probe", "rows", *scored.runs), cells)]
+
+
+def longer_lines(battle: Battle, scored: Scored) -> list[str]:
+    """Correlation on RNAs longer than those trained on, where they are at hand."""
+    longer, data = battle.longer, battle.contestants[0].config.data
+    predicted = any(run.longer is not None for runs in scored.runs.values() for run in runs)
+    if longer is None or not predicted or not longer.at_hand(data):
+        return []
+    examples = longer.examples(data)
+    baselines = {each.name for each in battle.contestants if each.baseline}
+    lengths = [example.length for example in examples]
+    text = (
+        f"{len(examples)} held-out RNAs of {min(lengths)}-{max(lengths)} nt, median {statistics.median(lengths):g}: "
+        f"Pearson correlation of predicted {longer.predicted} with measured {longer.measured}, mean over the RNAs; "
+        "related RNAs are resampled together."
+    )
+    return ["### Longer RNAs", "", text, "", *table(*longer_rows(scored.runs, baselines, examples, longer))]
 
 
 def experiment_mae(predictions: Predictions, rows: Sequence, place: Mapping[str, int], probe: str) -> float:

@@ -23,7 +23,7 @@ from ribonanzamamba.training.run_folder import METRICS, STATE, write_atomically
 from ribonanzamamba.training.tables import read_tables
 from ribonanzamamba.training.validation import LONGEST, HeldOut, prior_of
 
-RESULT, PREDICTIONS = "result.json", "predictions.npz"
+RESULT, PREDICTIONS, LONGER = "result.json", "predictions.npz", "longer.npz"
 TOKENS = 16384
 """Nucleotides of a batch of predictions, at most."""
 LEVELS = 255
@@ -132,13 +132,16 @@ class RunResult:
     curve: dict[str, list[float]]
     """`minutes`, `epochs`, and the held-out MAE of each probe at these times, as in the run's log."""
     predictions: Predictions | None = field(default=None, repr=False)
+    longer: Predictions | None = field(default=None, repr=False)
+    """Of RNAs longer than those trained on, where the battle has any."""
 
     def write(self, folder: Path) -> None:
-        """Write both files; `result.json` last: it is what says that the run is finished."""
+        """Write the files; `result.json` last: it is what says that the run is finished."""
         folder.mkdir(parents=True, exist_ok=True)
         values = asdict(self)
-        arrays = values.pop("predictions")
-        np.savez_compressed(folder / PREDICTIONS, **arrays)
+        for name, arrays in ((PREDICTIONS, values.pop("predictions")), (LONGER, values.pop("longer"))):
+            if arrays is not None:
+                np.savez_compressed(folder / name, **arrays)
         write_atomically(folder / RESULT, (json.dumps(values, indent=2) + "\n").encode())
 
 
@@ -156,15 +159,26 @@ def read_result(out: str | Path, key: RunKey) -> RunResult | None:
     if not (folder / RESULT).is_file():
         return None
     try:
-        with np.load(folder / PREDICTIONS) as arrays:
-            predictions = Predictions(**{each.name: arrays[each.name] for each in fields(Predictions)})
-        return RunResult(**json.loads((folder / RESULT).read_text()), predictions=predictions)
+        return RunResult(
+            **json.loads((folder / RESULT).read_text()),
+            predictions=read_predictions(folder / PREDICTIONS),
+            longer=read_predictions(folder / LONGER) if (folder / LONGER).is_file() else None,
+        )
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder}: written by another version: {error}") from None
 
 
-def collect_result(run: Path, key: RunKey, config: Config, network: nn.Module, settings: dict[str, Any]) -> RunResult:
-    """The result of a finished run folder; `network` is one of its kind, whose weights are replaced by the average."""
+def read_predictions(path: Path) -> Predictions:
+    """What `RunResult.write` wrote."""
+    with np.load(path) as arrays:
+        return Predictions(**{each.name: arrays[each.name] for each in fields(Predictions)})
+
+
+def collect_result(
+    run: Path, key: RunKey, config: Config, network: nn.Module, settings: dict[str, Any], longer: Sequence[Example] = ()
+) -> RunResult:
+    """The result of a finished run folder; `network` is one of its kind, whose weights are replaced by the average.
+    `longer` are RNAs that are predicted beside the held-out ones."""
     with joined(config.training.device) as processes:
         device = processes.device
     state = torch.load(run / STATE, map_location=device, weights_only=True)
@@ -174,15 +188,18 @@ def collect_result(run: Path, key: RunKey, config: Config, network: nn.Module, s
     )
     network.to(device)
     training, held_out = read_tables(config.data, tuple(network.config.probes))
-    examples = compared_examples(held_out)
     both = config.data.reverse_share > 0
-    values = predict_reactivity(network, examples, device, config.training.bfloat16)
-    if both:
-        back = predict_reactivity(network, [reverse(each) for each in examples], device, config.training.bfloat16)
-        values = [(one + other[::-1]) / 2 for one, other in zip(values, back, strict=True)]
     rows = read_metrics(run / METRICS)
     steps, seconds = state["run"]["step"], state["run"]["seconds"]
     epoch_steps = sum(map(len, training["reactivity"])) // config.data.batch_examples
+
+    def predicted(examples: Sequence[Example]) -> Predictions:
+        values = predict_reactivity(network, examples, device, config.training.bfloat16)
+        if both:
+            back = predict_reactivity(network, [reverse(each) for each in examples], device, config.training.bfloat16)
+            values = [(one + other[::-1]) / 2 for one, other in zip(values, back, strict=True)]
+        return join_predictions(examples, values, tuple(network.config.probes))
+
     return RunResult(
         contestant=key.contestant,
         budget=key.budget,
@@ -198,7 +215,8 @@ def collect_result(run: Path, key: RunKey, config: Config, network: nn.Module, s
         memory_gib=max(series(rows, "memory_gib")[1], default=None),
         both_directions=both,
         curve=learning_curve(rows, epoch_steps, tuple(network.config.probes)),
-        predictions=join_predictions(examples, values, tuple(network.config.probes)),
+        predictions=predicted(compared_examples(held_out)),
+        longer=predicted(longer) if longer else None,
     )
 
 
