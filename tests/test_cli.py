@@ -417,3 +417,95 @@ def test_start_from_nothing_is_one_line(own_table, tmp_path):
     result = run("train", own_table, "--out", tmp_path / "run", "--from", "nowhere")
     assert result.exit_code == 2
     assert "no weights at nowhere" in result.stderr and result.stderr.strip().count("\n") == 0
+
+
+@pytest.fixture
+def kaggle_tests(tmp_path) -> dict[str, Path]:
+    """Test tables of both contests: hairpin and poly of GOOD, the longer one last."""
+    paths = {contest: tmp_path / f"{contest}.csv" for contest in ("ribonanza", "folding")}
+    sequences = {"hairpin": "GGGGAAAACCCC", "poly": "ACGUACGUACGUACGU"}
+    first, ribonanza, folding = 100, ["id_min,id_max,sequence_id,sequence"], ["target_id,sequence"]
+    for name, sequence in sequences.items():
+        ribonanza.append(f"{first},{first + len(sequence) - 1},{name},{sequence}")
+        folding.append(f"{name},{sequence}")
+        first += len(sequence)
+    paths["ribonanza"].write_text("\n".join(ribonanza) + "\n")
+    paths["folding"].write_text("\n".join(folding) + "\n")
+    return paths
+
+
+@pytest.mark.parametrize("contest", ["ribonanza", "folding"])
+def test_a_submission_from_the_network_and_from_a_folder(contest, network, kaggle_tests, fasta, tmp_path):
+    out = tmp_path / "made" / "submission.csv"
+    result = run("kaggle", "write", contest, kaggle_tests[contest], "--out", out, "--device", "cpu")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"2 RNAs in {out}\n", "")
+    rows = list(csv.reader(out.read_text().splitlines()))
+    if contest == "ribonanza":
+        # of A and C the network says 0 and 1 for 2A3, 1 and 2 for DMS
+        assert rows[:3] == [["id", "reactivity_DMS_MaP", "reactivity_2A3_MaP"], ["100", "1", "1"], ["101", "1", "1"]]
+        assert rows[13] == ["112", "1", "0"] and rows[-1][0] == "127"
+    else:
+        # five models that are the same but for where they are
+        values = np.array([row[3:] for row in rows[1:13]], dtype=float).reshape(12, 5, 3)
+        assert rows[5][:3] == ["hairpin_5", "A", "5"] and np.ptp(values, axis=1).max() < 1e-3
+        assert values[4, 0] - values[0, 0] == pytest.approx([-2, -2, -2], abs=1e-3)
+    run("predict", fasta, "--out", tmp_path / "folder", "--device", "cpu")
+    again = tmp_path / "again.csv"
+    arguments = ("kaggle", "write", contest, kaggle_tests[contest], "--out", again)
+    assert run(*arguments, "--predicted", tmp_path / "folder").exit_code == 0
+    assert again.read_text() == out.read_text()
+    result = run("kaggle", "check", contest, again, "--test", kaggle_tests[contest])
+    assert result.exit_code == 0 and result.stdout == ""
+    assert f"{again}: a valid submission of 2 RNAs, 28 rows\n" in result.stderr
+
+
+def test_an_rna_that_fails_is_rows_of_zeros(network, kaggle_tests, tmp_path):
+    network.fails[16] = RuntimeError("not enough memory")
+    out = tmp_path / "submission.csv"
+    result = run("kaggle", "write", "folding", kaggle_tests["folding"], "--out", out, "--device", "cpu")
+    assert result.exit_code == 1 and result.stdout == f"2 RNAs in {out}, 1 of them zeros\n"
+    assert f"problem: {kaggle_tests['folding']}, line 3, record 'poly': out of memory: 16 nt" in result.stderr
+    rows = list(csv.reader(out.read_text().splitlines()))
+    assert {cell for row in rows[13:] for cell in row[3:]} == {"0"} and len(rows) == 29
+    result = run("kaggle", "check", "folding", out, "--test", kaggle_tests["folding"])
+    # the fake network has the four C of the hairpin at the centre
+    assert result.exit_code == 0 and "warning: 20 of 28 rows hold nothing but zeros" in result.stderr
+
+
+def test_a_folder_that_lacks_an_rna(network, kaggle_tests, tmp_path):
+    run("predict", "GGGGAAAACCCC", "--out", tmp_path / "folder", "--device", "cpu")
+    arguments = ("kaggle", "write", "ribonanza", kaggle_tests["ribonanza"], "--out", tmp_path / "s.csv")
+    result = run(*arguments, "--predicted", tmp_path / "folder")
+    assert result.exit_code == 1
+    assert f"record 'poly': there is no prediction in {tmp_path / 'folder'}" in result.stderr
+
+
+def test_a_submission_is_scored(network, kaggle_tests, tmp_path):
+    out, truth = tmp_path / "submission.csv", tmp_path / "train_labels.csv"
+    run("kaggle", "write", "folding", kaggle_tests["folding"], "--out", out, "--device", "cpu")
+    header, *rows = csv.reader(out.read_text().splitlines())
+    truth.write_text("\n".join(",".join(row[:6]) for row in (header, *rows)) + "\n")
+    result = run("kaggle", "check", "folding", out, "--test", kaggle_tests["folding"], "--truth", truth, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["tm_best"]["mean"] == pytest.approx(1)
+    out = tmp_path / "reactivity.parquet"
+    run("kaggle", "write", "ribonanza", kaggle_tests["ribonanza"], "--out", out, "--device", "cpu")
+    truth.write_text("sequence_id,sequence,experiment_type,reactivity_0001\npoly,ACGUACGUACGUACGU,2A3_MaP,0.25\n")
+    result = run("kaggle", "check", "ribonanza", out, "--test", kaggle_tests["ribonanza"], "--truth", truth, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["scores"][0]["mae"]["mean"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("write", "folding", "ribonanza.csv", "--out", "s.csv"), "ribonanza.csv: no column target_id"),
+        (("write", "folding", "folding.csv", "--out", "s.parquet"), "expected a name that ends with .csv"),
+        (("write", "ribonanza", "none.csv", "--out", "s.csv"), "none.csv: no such file"),
+        (("check", "folding", "folding.csv", "--test", "folding.csv"), "line 1: expected the columns ID"),
+        (("check", "folding", "none.csv", "--test", "folding.csv"), "none.csv: no such file"),
+    ],
+)
+def test_what_kaggle_cannot_use_is_one_line(arguments, message, network, kaggle_tests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("kaggle", *arguments)
+    assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "s.csv").exists()

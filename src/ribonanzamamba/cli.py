@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -315,6 +315,97 @@ def score(
     typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.to_text())
 
 
+class Contest(str, Enum):
+    """Kaggle's contests."""
+
+    RIBONANZA = "ribonanza"
+    FOLDING = "folding"
+
+
+kaggle = typer.Typer(help="Write and check submissions to Kaggle's RNA contests.", no_args_is_help=True)
+app.add_typer(kaggle, name="kaggle")
+
+ContestArgument = Annotated[Contest, typer.Argument(help="Ribonanza (reactivity) or RNA 3D Folding.")]
+
+
+@kaggle.command("write")
+def kaggle_write(
+    contest: ContestArgument,
+    test: Annotated[Path, typer.Argument(metavar="TEST", help="The contest's test_sequences.csv.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The submission: .csv, .csv.gz, Ribonanza also .parquet.")],
+    predicted: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Take the predictions that `predict TEST --out DIR` has written.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    prior: Annotated[
+        str, typer.Option(help="Pair probabilities as an input: auto (ViennaRNA if installed), vienna or none.")
+    ] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Checkpoint folder or preset; the released weights otherwise.")
+    ] = None,
+) -> None:
+    """Predict a contest's test sequences and write the submission; it has its name once it was checked.
+
+    RNAs that cannot be predicted are rows of zeros, named at the end; the exit code is 1 then.
+    """
+    from ribonanzamamba.evaluation.submission import check_ending, read_targets, write_submission
+
+    problems: list[str] = []
+    with _interruptible(), _one_line_errors(ImportError):
+        check_ending(out, contest.value)
+        targets = read_targets(test, contest.value)
+        with _progress(sum(target.length for target in targets)) as advance:
+
+            def failed(record: Record, message: str) -> None:
+                problems.append(f"{_place(record)}: {message}")
+
+            if predicted is not None:
+                from ribonanzamamba.prediction.submission import answers_of_folder
+
+                answers = answers_of_folder(predicted, contest.value, targets, failed)
+            else:
+                from ribonanzamamba.prediction.predict import load
+                from ribonanzamamba.prediction.submission import predicted_answers
+
+                predictor = load(weights, device, prior)
+                for warning in predictor.warnings:
+                    _say(f"warning: {warning}")
+                answers = predicted_answers(predictor, contest.value, targets, failed)
+            write_submission(out, contest.value, targets, advance(answers, targets))
+    for problem in problems:
+        _say(f"problem: {problem}")
+    typer.echo(f"{len(targets)} RNAs in {out}" + (f", {len(problems)} of them zeros" if problems else ""))
+    raise typer.Exit(RECORD_FAILED if problems else 0)
+
+
+@kaggle.command("check")
+def kaggle_check(
+    contest: ContestArgument,
+    submission: Annotated[Path, typer.Argument(metavar="SUBMISSION", help="The file to hand in.")],
+    test: Annotated[Path, typer.Option(metavar="TEST", help="The contest's test_sequences.csv.")],
+    truth: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measurements to score it by, as `score` reads them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Check that a submission is what the contest asks for, and with --truth score it by the contest's metric."""
+    with _interruptible(), _one_line_errors():
+        from ribonanzamamba.evaluation.report import score_coordinates
+        from ribonanzamamba.evaluation.submission import check_submission, read_targets, score_ribonanza
+
+        targets = read_targets(test, contest.value)
+        for sentence in check_submission(submission, contest.value, targets):
+            _say(f"warning: {sentence}")
+        _say(f"{submission}: a valid submission of {len(targets)} RNAs, {sum(each.length for each in targets):,} rows")
+        if truth is None:
+            return
+        if contest is Contest.RIBONANZA:
+            result = score_ribonanza(submission, targets, truth)
+        else:
+            result = score_coordinates(truth, submission)
+    typer.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else result.to_text())
+
+
 class TableFormat(str, Enum):
     """How a table is printed."""
 
@@ -425,6 +516,25 @@ def _predict_records(records: Sequence[Record], predictor: Predictor, folder: Pr
                 except IdTaken as error:
                     run.fail(str(error), progress)
             progress.update(bar, advance=result.record.length, description=result.record.id)
+
+
+@contextmanager
+def _progress(nucleotides: int) -> Iterator[Callable]:
+    """A progress bar, and a function that passes answers on and moves it by the length of each one's target."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=nucleotides)
+
+        def advance(answers, targets):
+            for target, answer in zip(targets, answers, strict=True):
+                progress.update(bar, advance=target.length, description=target.record.id)
+                yield answer
+
+        yield advance
 
 
 def _finish(run: _Run) -> NoReturn:
