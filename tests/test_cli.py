@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,28 @@ def test_predict_writes_the_files_and_one_line(network, fasta, tmp_path):
     assert (out / "structures.dbn").read_text().startswith(">hairpin\nGGGGAAAACCCC\n((((....))))\n")
     assert len(list(out.glob("coordinates/*.cif"))) == 3 * MODELS
     assert json.loads((out / "run.json").read_text())["model"] == "fake"
+
+
+def test_predict_draws_each_rna(network, fasta, tmp_path):
+    out = tmp_path / "out"
+    assert run("predict", fasta, "--out", out, "--device", "cpu", "--pictures").exit_code == 0
+    assert sorted(path.name for path in out.glob("pictures/*")) == ["hairpin.png", "poly.png", "short.png"]
+    assert (out / "pictures" / "hairpin.png").read_bytes().startswith(b"\x89PNG")
+    odd = tmp_path / "odd.fa"
+    odd.write_text(">$x_{\nACGU\n")
+    assert run("predict", odd, "--out", tmp_path / "odd", "--device", "cpu", "--pictures").exit_code == 0
+    # pictures of other RNAs do not stay
+    assert run("predict", "ACGU", "--out", out, "--device", "cpu", "--overwrite").exit_code == 0
+    assert not list(out.glob("pictures/*"))
+
+
+def test_pictures_without_matplotlib_are_one_line_before_anything(network, fasta, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "ribonanzamamba.plots", raising=False)
+    monkeypatch.delattr(ribonanzamamba, "plots", raising=False)
+    result = run("predict", fasta, "--out", tmp_path / "out", "--pictures")
+    assert result.exit_code == 2 and "pictures need matplotlib: pip install" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sequence_on_the_command_line(network, tmp_path):

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
     from ribonanzamamba.prediction.folder import PredictionFolder
     from ribonanzamamba.prediction.predict import Predictor
-    from ribonanzamamba.rna.records import Record
+    from ribonanzamamba.rna.records import Prediction, Record
 
 RECORD_FAILED = 1
 NOTHING_USABLE = 2
 INTERRUPTED = 130
+DOTS_PER_INCH = 120
+"""Of a picture of an RNA."""
 
 app = typer.Typer(
     help="RNA sequences in; reactivity, base pairs with pseudoknots, and 3D coordinates out, each with a confidence.",
@@ -84,6 +86,9 @@ def predict(
     ] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in DIR.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in DIR.")] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw each RNA too, as pictures/ID.png. Needs the extra [plots].")
+    ] = False,
     weights: Annotated[
         str | None, typer.Option(metavar="PATH", help="Checkpoint folder or preset; the released weights otherwise.")
     ] = None,
@@ -91,9 +96,12 @@ def predict(
     """Predict RNAs: reactivity, base pairs and 3D coordinates, as files in DIR."""
     if resume and overwrite:
         _stop("--resume and --overwrite exclude each other")
-    with _one_line_errors():
+    with _one_line_errors(ImportError):
         asked = check_tasks(tuple(task.strip() for task in tasks.split(",") if task.strip()))
-    run = _Run(out)
+        if pictures:
+            # says how matplotlib is installed, before anything is predicted
+            from ribonanzamamba import plots  # noqa: F401
+    run = _Run(out, draws=pictures)
     with _interruptible(run):
         records = _read(inputs, run)
         if not records:
@@ -453,6 +461,8 @@ class _Run:
     """What `predict` has done so far."""
 
     out: Path
+    draws: bool = False
+    """Whether each RNA is drawn."""
     folder: PredictionFolder | None = None
     order: list[str] = field(default_factory=list)
     """Ids in the order of the input."""
@@ -513,6 +523,8 @@ def _predict_records(records: Sequence[Record], predictor: Predictor, folder: Pr
                 try:
                     folder.write(result)
                     run.done += 1
+                    if run.draws:
+                        _draw(result, folder)
                 except IdTaken as error:
                     run.fail(str(error), progress)
             progress.update(bar, advance=result.record.length, description=result.record.id)
@@ -535,6 +547,17 @@ def _progress(nucleotides: int) -> Iterator[Callable]:
                 yield answer
 
         yield advance
+
+
+def _draw(prediction: Prediction, folder: PredictionFolder) -> None:
+    """Draw one RNA into its folder."""
+    from matplotlib.figure import Figure
+
+    from ribonanzamamba.plots import draw_overview
+
+    with folder.picture(prediction) as path:
+        figure = draw_overview(Figure(layout="constrained"), prediction)
+        figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
 
 
 def _finish(run: _Run) -> NoReturn:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ribonanzamamba import plots
 from ribonanzamamba.rna.records import ATOMS, Prediction, Record
@@ -37,25 +38,49 @@ def test_pyplot_and_torch_are_not_imported():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_picture_of_a_made_up_prediction(draw, tmp_path):
-    known = draw.read_known_structure("tRNA-Phe")
-    length = known.length
-    random = np.random.default_rng(0)
+def prediction_of(structure: Structure, tasks=("reactivity", "structure", "coordinates"), probes=("2A3", "DMS")):
+    """A made-up prediction with what these tasks give."""
+    length, random = structure.length, np.random.default_rng(0)
     probability = np.zeros((length, length))
-    for i, j in known.pairs:
+    for i, j in structure.pairs:
         probability[i, j] = probability[j, i] = 0.9
-    prediction = Prediction(
-        Record("tRNA-Phe", "ACGU" * (length // 4)),
-        {probe: random.random(length) for probe in ("2A3", "DMS")},
-        {probe: random.random(length) for probe in ("2A3", "DMS")},
-        probability,
-        known,
-        random.normal(size=(1, length, len(ATOMS), 3)) * 20.0,
-        100.0 * random.random((1, length)),
+    reactivity, pairs, folds = (task in tasks for task in ("reactivity", "structure", "coordinates"))
+    return Prediction(
+        Record("tRNA-Phe", ("ACGU" * length)[:length]),
+        {probe: random.random(length) for probe in probes} if reactivity else {},
+        {probe: random.random(length) for probe in probes} if reactivity else {},
+        probability if pairs else None,
+        structure if pairs else None,
+        random.normal(size=(1, length, len(ATOMS), 3)) * 20.0 if folds else None,
+        100.0 * random.random((1, length)) if folds else None,
     )
-    picture = tmp_path / "picture.png"
-    draw.draw_prediction(prediction, known).savefig(picture, dpi=40)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "probes", "expected"),
+    [
+        (("reactivity", "structure", "coordinates"), ("DMS", "2A3"), "layout pairs trace 2A3 DMS"),
+        (("reactivity", "structure"), ("2A3", "DMS"), "layout pairs 2A3 DMS"),
+        (("structure",), (), "layout pairs"),
+        (("coordinates",), (), "trace"),
+        (("reactivity",), ("1M7", "SHAPE", "NAI_incell"), "1M7 SHAPE"),
+        (("reactivity", "coordinates"), ("DMS", "1M7"), "trace DMS"),
+    ],
+)
+def test_an_overview_shows_what_was_predicted(draw, tasks, probes, expected, tmp_path):
+    known = draw.read_known_structure("tRNA-Phe")
+    figure = plots.draw_overview(Figure(layout="constrained"), prediction_of(known, tasks, probes), known)
+    named = [axes.get_label() for axes in figure.axes]
+    assert [name for name in named if name in "layout pairs trace 2A3 DMS 1M7 SHAPE".split()] == expected.split()
+    assert figure.get_suptitle() == "tRNA-Phe (76 nt), predicted from its sequence alone"
+    figure.savefig(tmp_path / "picture.png", dpi=40)
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("length", [1, 2, 150])
+def test_an_overview_of_any_length(length, tmp_path):
+    structure = Structure.from_dot_bracket("." * length)
+    plots.draw_overview(Figure(layout="constrained"), prediction_of(structure)).savefig(tmp_path / "p.png", dpi=40)
 
 
 def test_known_structure_stands_in_the_readme(draw):

@@ -198,6 +198,19 @@ class PredictionFolder:
         )
         self._complete[record.id] = record.sequence
 
+    @contextmanager
+    def picture(self, prediction: Prediction) -> Iterator[Path]:
+        """A path to save the picture of an RNA to, pictures/<id>.png once all went well.
+
+        Raises:
+            FolderError: it cannot be written.
+        """
+        path = self.path / "pictures" / f"{safe_file_name(prediction.record.id)}.png"
+        with _named(path):
+            path.parent.mkdir(exist_ok=True)
+        with _replacing(path) as temporary:
+            yield temporary
+
     def finish(self, order: Iterable[str] = (), *, warnings: Sequence[str] = (), problems: Sequence[str] = ()) -> None:
         """Bring the tables into the given order of ids (others follow), and write when and how the run ended.
 
@@ -272,7 +285,7 @@ class PredictionFolder:
         """Files of an earlier run, summary.csv first."""
         named = [*(table.path for table in self._tables), self.path / "run.json"]
         found = [path for path in named if path.exists()]
-        found += sorted(self.path.glob("pairs/*.npz"))
+        found += sorted(self.path.glob("pairs/*.npz")) + sorted(self.path.glob("pictures/*.png"))
         return found + sorted(self.path.glob("coordinates/*_model_*.cif"))
 
     def _check_same_run(self) -> None:
