@@ -48,10 +48,10 @@ def draw_overview(figure: Figure, prediction: Prediction, known: Structure | Non
         draw_layout(axes["layout"], sequence, structure, colors, ends_on_top=True)
         draw_dot_plot(axes["pairs"], prediction.pair_probability, known)
         if colors is not None:
-            bar = axes["layout"].inset_axes((0.6, 0.06, 0.34, 0.02))
             scale = ScalarMappable(REACTIVITY_RANGE, REACTIVITY_COLORS)
-            label = f"{probes[0]} reactivity"
-            figure.colorbar(scale, cax=bar, label=label, orientation="horizontal", extend="max")
+            # beside the drawing, which may fill all of its axes
+            place = {"location": "bottom", "shrink": 0.4, "aspect": 25, "pad": 0.02, "anchor": (0.9, 1.0)}
+            figure.colorbar(scale, ax=axes["layout"], label=f"{probes[0]} reactivity", extend="max", **place)
         bar = axes["pairs"].inset_axes((1.04, 0.2, 0.035, 0.6))
         figure.colorbar(ScalarMappable(PROBABILITY_RANGE, NESTED_COLORS), cax=bar, label="pair probability")
     if prediction.coordinates is not None and prediction.plddt is not None:
