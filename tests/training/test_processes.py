@@ -223,7 +223,10 @@ def test_divided_weights_train_as_whole_ones(tables, optimizer):
         together(2, "-c", STEPS, str(tables / "two.toml"), str(out), parallel, optimizer)
         results[parallel] = torch.load(out)
     replicated, divided = results["replicate"], results["shard"]
-    torch.testing.assert_close(divided["values"], replicated["values"], rtol=1e-5, atol=1e-6, equal_nan=True)
+    # sums in another order differ in the last digit, which flips roundings to bfloat16 inside Muon, step after step
+    rtol = 1e-3 if optimizer == "muon" else 1e-5
+    torch.testing.assert_close(divided["values"], replicated["values"], rtol=rtol, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(divided["values"][:2], replicated["values"][:2], rtol=1e-5, atol=1e-6, equal_nan=True)
     assert replicated["values"][:, -1].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
     for kind in ("weights", "means"):
         for name, tensor in replicated[kind].items():
