@@ -131,3 +131,13 @@ def test_none_of_that_probe_is_said_before_training(overrides, tmp_path):
     with pytest.raises(ValueError, match="longer: expected held-out RNAs measured with NAI_incell"):
         list(fight(battle, tmp_path, ONE[:1]))
     assert not (tmp_path / "runs").exists()
+
+
+def test_finished_runs_do_not_ask_for_them(overrides, long_table, tmp_path):
+    battle = read_battle(TINY, overrides)
+    done = list(fight(battle, tmp_path, ONE[:1]))
+    long_table.unlink()
+    assert list(fight(battle, tmp_path, ONE[:1])) == done
+    with pytest.raises(FileNotFoundError, match="long.parquet"):
+        list(fight(battle, tmp_path, ONE))
+    assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -319,8 +319,7 @@ def fight(
     epoch_steps = examples // first.config.data.batch_examples
     if not epoch_steps:
         raise ValueError(f"battle: {examples} training examples are less than one batch")
-    # before the training: what cannot be read then costs nothing
-    longer = battle.longer.examples(first.config.data) if battle.longer else []
+    longer: Sequence[Example] | None = None
     for key in keys:
         contestant, config = battle.contestant(key.contestant), battle.run_config(key, epoch_steps)
         settings = contestant.settings(config)
@@ -329,6 +328,9 @@ def fight(
             logger.info("%s is finished already", key.folder)
         else:
             logger.info("%s: %d examples, %d batches an epoch", key.folder, examples, epoch_steps)
+            if longer is None:
+                # before the first training: what cannot be read then costs nothing
+                longer = battle.longer.examples(first.config.data) if battle.longer else ()
             run_one(contestant, config, key, out, display(), longer)
         yield key
 
