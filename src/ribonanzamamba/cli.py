@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,8 +23,10 @@ from ribonanzamamba import __version__
 from ribonanzamamba.prediction import TASKS, check_tasks
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    import numpy as np
+    from rich.progress import Progress, TaskID
 
+    from ribonanzamamba.evaluation.submission import Target
     from ribonanzamamba.prediction.folder import PredictionFolder
     from ribonanzamamba.prediction.predict import Predictor
     from ribonanzamamba.rna.records import Prediction, Record
@@ -41,6 +43,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+PriorOption = Annotated[
+    str, typer.Option(help="Pair probabilities as an input: auto (ViennaRNA if installed), vienna or none.")
+]
+WeightsOption = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Checkpoint folder or preset; the released weights otherwise.")
+]
 
 
 class Task(str, Enum):
@@ -80,18 +91,14 @@ def predict(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the results.")],
     tasks: Annotated[str, typer.Option(help="What to predict, separated by commas.")] = ",".join(TASKS),
     models: Annotated[int, typer.Option(min=1, help="3D models of each RNA, best first.")] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    prior: Annotated[
-        str, typer.Option(help="Pair probabilities as an input: auto (ViennaRNA if installed), vienna or none.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    prior: PriorOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run in DIR.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results in DIR.")] = False,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw each RNA too, as pictures/ID.png. Needs the extra [plots].")
     ] = False,
-    weights: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Checkpoint folder or preset; the released weights otherwise.")
-    ] = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Predict RNAs: reactivity, base pairs and 3D coordinates, as files in DIR."""
     if resume and overwrite:
@@ -344,13 +351,9 @@ def kaggle_write(
     predicted: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Take the predictions that `predict TEST --out DIR` has written.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    prior: Annotated[
-        str, typer.Option(help="Pair probabilities as an input: auto (ViennaRNA if installed), vienna or none.")
-    ] = "auto",
-    weights: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Checkpoint folder or preset; the released weights otherwise.")
-    ] = None,
+    device: DeviceOption = "auto",
+    prior: PriorOption = "auto",
+    weights: WeightsOption = None,
 ) -> None:
     """Predict a contest's test sequences and write the submission; it has its name once it was checked.
 
@@ -362,7 +365,7 @@ def kaggle_write(
     with _interruptible(), _one_line_errors(ImportError):
         check_ending(out, contest.value)
         targets = read_targets(test, contest.value)
-        with _progress(sum(target.length for target in targets)) as advance:
+        with _progress_bar(sum(target.length for target in targets)) as (progress, bar):
 
             def failed(record: Record, message: str) -> None:
                 problems.append(f"{_place(record)}: {message}")
@@ -379,7 +382,7 @@ def kaggle_write(
                 for warning in predictor.warnings:
                     _say(f"warning: {warning}")
                 answers = predicted_answers(predictor, contest.value, targets, failed)
-            write_submission(out, contest.value, targets, advance(answers, targets))
+            write_submission(out, contest.value, targets, _advancing(answers, targets, progress, bar))
     for problem in problems:
         _say(f"problem: {problem}")
     typer.echo(f"{len(targets)} RNAs in {out}" + (f", {len(problems)} of them zeros" if problems else ""))
@@ -497,9 +500,6 @@ def _read(inputs: Sequence[str], run: _Run) -> tuple[Record, ...]:
 
 def _predict_records(records: Sequence[Record], predictor: Predictor, folder: PredictionFolder, run: _Run) -> None:
     """Predict the records that are not in the folder yet and write each as it is done, with a progress bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
     from ribonanzamamba.prediction.folder import IdTaken
     from ribonanzamamba.prediction.predict import PredictionProblem
 
@@ -512,10 +512,7 @@ def _predict_records(records: Sequence[Record], predictor: Predictor, folder: Pr
                 waiting.append(record)
         except IdTaken as error:
             run.fail(str(error))
-    console = Console(stderr=True)
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=sum(record.length for record in waiting))
+    with _progress_bar(sum(record.length for record in waiting)) as (progress, bar):
         for result in predictor.iterate(waiting, folder.tasks, folder.models):
             if isinstance(result, PredictionProblem):
                 run.fail(f"{_place(result.record)}: {result.message}", progress)
@@ -531,22 +528,24 @@ def _predict_records(records: Sequence[Record], predictor: Predictor, folder: Pr
 
 
 @contextmanager
-def _progress(nucleotides: int) -> Iterator[Callable]:
-    """A progress bar, and a function that passes answers on and moves it by the length of each one's target."""
+def _progress_bar(nucleotides: int) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar on a terminal, in nucleotides, with the id of the last RNA."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=nucleotides)
+        yield progress, progress.add_task("", total=nucleotides)
 
-        def advance(answers, targets):
-            for target, answer in zip(targets, answers, strict=True):
-                progress.update(bar, advance=target.length, description=target.record.id)
-                yield answer
 
-        yield advance
+def _advancing(
+    answers: Iterator[np.ndarray | None], targets: Sequence[Target], progress: Progress, bar: TaskID
+) -> Iterator[np.ndarray | None]:
+    """The answers, each moving the bar by the length of its target."""
+    for target, answer in zip(targets, answers, strict=True):
+        progress.update(bar, advance=target.length, description=target.record.id)
+        yield answer
 
 
 def _draw(prediction: Prediction, folder: PredictionFolder) -> None:

@@ -46,6 +46,8 @@ MODELS = 5
 COORDINATE_COLUMNS = tuple(f"{axis}_{model}" for model in range(1, MODELS + 1) for axis in "xyz")
 SMALLEST_COORDINATE, LARGEST_COORDINATE = -999.999, 9999.999
 """Angstrom: what a PDB file, which the contest's metric writes, has columns for. The contest clips to these."""
+TARGETS_AT_ONCE = 4096
+"""Targets whose rows are written together."""
 DECIMALS = {"ribonanza": 4, "folding": 3}
 
 
@@ -377,7 +379,7 @@ def _writer(path: Path, contest: str) -> Iterator:
                 [pyarrow.array(columns[name], schema.field(name).type) for name in schema.names], schema=schema
             )
         )
-        if sum(table.num_rows for table in waiting) >= 1 << 20 or len(waiting) >= 4096:
+        if len(waiting) >= TARGETS_AT_ONCE:
             flush()
 
     with pyarrow.output_stream(str(path), compression="gzip" if path.name.endswith(".gz") else None) as stream:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ribonanzamamba.evaluation.coordinate_files import read_predicted_coordinates
+from ribonanzamamba.evaluation.coordinate_files import C1_PRIME, read_predicted_coordinates
 from ribonanzamamba.evaluation.reactivity_files import read_predicted_reactivity
 from ribonanzamamba.evaluation.submission import MODELS, PROBE_COLUMNS, Target
 from ribonanzamamba.prediction.predict import PredictionProblem, Predictor
-from ribonanzamamba.rna.records import ATOMS, Record
+from ribonanzamamba.rna.records import Record
 
 WINDOW = 4096
 """Targets that are predicted before the first of them is written: their lengths are sorted into batches."""
@@ -53,14 +53,9 @@ def _answers(
                 answers[result.record.id] = np.stack([result.reactivity[probe] for probe in PROBE_COLUMNS], axis=1)
             else:
                 assert result.coordinates is not None
-                answers[result.record.id] = c1_prime(result.coordinates)
+                answers[result.record.id] = result.coordinates[:, :, C1_PRIME]
         for target in here:
             yield answers[target.record.id]
-
-
-def c1_prime(coordinates: np.ndarray) -> np.ndarray:
-    """C1' (model, length, 3) of coordinates (model, length, atom, 3)."""
-    return coordinates[:, :, ATOMS.index("C1'")]
 
 
 def answers_of_folder(
