@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -532,3 +533,20 @@ def test_what_kaggle_cannot_use_is_one_line(arguments, message, network, kaggle_
     result = run("kaggle", *arguments)
     assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_process_is_set_up_before_pytorch(given, kept):
+    """OpenMP reads how long its threads spin when PyTorch is loaded."""
+    code = """
+import os, pathlib, sys
+from ribonanzamamba import cli
+cli._read(["GGGAAACCC"], cli._Run(pathlib.Path("out")))
+assert "torch" not in sys.modules
+cli._set_up_process()
+assert "torch" not in sys.modules
+print(os.environ["GOMP_SPINCOUNT"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert result.stdout.strip() == kept, result.stderr

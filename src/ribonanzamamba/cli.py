@@ -113,8 +113,7 @@ def predict(
         records = _read(inputs, run)
         if not records:
             _finish(run)
-        # read when PyTorch first allocates; its fresh pages cost a third of the time at 1,000 nt otherwise (Linux only)
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        _set_up_process()
         from ribonanzamamba.prediction.folder import Existing, FolderError, Origin, PredictionFolder
         from ribonanzamamba.prediction.predict import load
 
@@ -375,6 +374,7 @@ def kaggle_write(
 
                 answers = answers_of_folder(predicted, contest.value, targets, failed)
             else:
+                _set_up_process()
                 from ribonanzamamba.prediction.predict import load
                 from ribonanzamamba.prediction.submission import predicted_answers
 
@@ -496,6 +496,19 @@ def _read(inputs: Sequence[str], run: _Run) -> tuple[Record, ...]:
         run.fail(_one_line(problem))
     run.order = [record.id for record in result.records]
     return result.records
+
+
+def _set_up_process() -> None:
+    """Settings of a process that predicts on a CPU, unless the user has others. To be called before PyTorch is imported.
+
+    Both are read on Linux only, the one when PyTorch first allocates, the other when it is loaded.
+    """
+    # fresh pages cost a third of the time at 1,000 nt otherwise
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # How often a thread looks whether the others are done before it lets its core go. With OpenMP's 300,000 a machine
+    # that does something else too takes 23 times as long at 100 and 400 nt, with this 4 to 6 times; an idle one 4 %
+    # longer (docs/experiments.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _predict_records(records: Sequence[Record], predictor: Predictor, folder: PredictionFolder, run: _Run) -> None:
