@@ -499,7 +499,7 @@ def _read(inputs: Sequence[str], run: _Run) -> tuple[Record, ...]:
 
 
 def _set_up_process() -> None:
-    """Settings of a process that predicts on a CPU, unless the user has others. To be called before PyTorch is imported.
+    """Settings of a process that predicts on a CPU, unless the user has others; to be made before PyTorch is imported.
 
     Both are read on Linux only, the one when PyTorch first allocates, the other when it is loaded.
     """
