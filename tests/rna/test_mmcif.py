@@ -154,6 +154,12 @@ def test_read_mmcif_without_sequence_takes_the_nucleotides_with_atoms(tmp_path):
     assert chain.sequence == "AUUGG" and chain.coordinates.shape == (5, 4, 3)
 
 
+def test_read_mmcif_without_an_entry(tmp_path):
+    path = tmp_path / "a.pdb"
+    path.write_text("".join(line for line in PDB.splitlines(keepends=True) if not line.startswith("HEADER")))
+    assert [chain.entry for chain in read_mmcif(path)] == [""]
+
+
 def test_read_mmcif_without_rna(tmp_path):
     path = tmp_path / "a.pdb"
     path.write_text("".join(line for line in PDB.splitlines(keepends=True) if "   B   " in line or " B  " in line))

@@ -279,7 +279,9 @@ def _chain_coordinates(
             coordinates[place - 1, k] = atom.pos.tolist()
             if np.isnan(plddt[place - 1]):
                 plddt[place - 1] = atom.b_iso
-    return ChainCoordinates(name, "".join(letters), coordinates, plddt, structure.info["_entry.id"])
+    # a PDB file without a header names no entry
+    entry = structure.info["_entry.id"] if "_entry.id" in structure.info else ""
+    return ChainCoordinates(name, "".join(letters), coordinates, plddt, entry)
 
 
 def _find_atom(residue: gemmi.Residue, name: str, letter: str) -> gemmi.Atom | None:
