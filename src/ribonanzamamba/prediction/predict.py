@@ -24,6 +24,9 @@ from ribonanzamamba.data.prior import Prior, fold_priors
 from ribonanzamamba.data.splits import length_sorted_batches
 from ribonanzamamba.prediction import TASKS, check_tasks
 from ribonanzamamba.prediction.decode import decode_structure
+from ribonanzamamba.prediction.template_files import read_templates
+from ribonanzamamba.prediction.template_model import add_templates
+from ribonanzamamba.prediction.templates import TemplateLibrary
 from ribonanzamamba.rna.alphabet import normalize_sequence
 from ribonanzamamba.rna.records import Prediction, Record
 
@@ -84,10 +87,14 @@ class Predictor:
         max_records: RNAs of a batch. None: by device, and one where coordinates are asked for.
         max_length: nucleotides; a longer RNA is a problem, not an attempt.
         prior: one of PRIORS. A network without `pair_prior` has none, whatever is said here but "vienna".
+        templates: chains of known structure that coordinate models may be made from: a library, or what
+            `prediction.template_files.read_templates` reads. None: the network alone.
 
     Raises:
-        ValueError: a device that is not there, or a prior for a network that takes none.
+        ValueError: a device that is not there, a prior for a network that takes none, or templates that cannot be used.
+        OSError: templates that are not there.
         ViennaMissing: `prior` is "vienna", and ViennaRNA is not installed.
+        BiotiteMissing: there are templates, and biotite is not installed.
     """
 
     def __init__(
@@ -102,8 +109,12 @@ class Predictor:
         max_records: int | None = None,
         max_length: int = MAX_LENGTH,
         prior: str = "auto",
+        templates: TemplateLibrary | str | Path | Sequence[str | Path] | None = None,
     ) -> None:
         self.uses_prior, self.warnings = choose_prior(prior, network.config.pair_prior)
+        self.templates = _library(templates)
+        if self.templates is not None:
+            self.warnings += self.templates.warnings
         self.device = choose_device(device)
         self.name = name
         self.weights_hash = weights_hash
@@ -260,7 +271,9 @@ class Predictor:
         # the copies to the CPU have waited for the GPU
         seconds = (time.perf_counter() - start) / sum(record.length for record in records)
         return [
-            _to_prediction(record, answer.row(row, record.length), self.network.config.probes, models, seconds)
+            _to_prediction(
+                record, answer.row(row, record.length), self.network.config.probes, models, seconds, self.templates
+            )
             for row, record in enumerate(records)
         ]
 
@@ -291,17 +304,25 @@ class _Answer:
 
 
 def _to_prediction(
-    record: Record, answer: _Answer, probes: tuple[str, ...], models: int, seconds_per_nucleotide: float
+    record: Record,
+    answer: _Answer,
+    probes: tuple[str, ...],
+    models: int,
+    seconds_per_nucleotide: float,
+    templates: TemplateLibrary | None,
 ) -> Prediction | PredictionProblem:
-    """Prediction from what the network said of one RNA: the structure decoded, the best `models` models by pLDDT."""
+    """Prediction from what the network said of one RNA: the structure decoded, the best `models` models by pLDDT, those
+    made from templates among them."""
     if not answer.is_finite():
         return PredictionProblem(record, "the network's answer holds numbers that are not finite")
     start = time.perf_counter()
     structure = None if answer.pair_probability is None else decode_structure(answer.pair_probability)
-    coordinates, plddt = answer.coordinates, answer.plddt
+    coordinates, plddt, sources = answer.coordinates, answer.plddt, ()
     if coordinates is not None and plddt is not None:
         best_first = np.argsort(-plddt.mean(axis=-1), kind="stable")[:models]
         coordinates, plddt = coordinates[best_first], plddt[best_first]
+        hits = [] if templates is None else templates.search(record.sequence)
+        coordinates, plddt, sources = add_templates(hits, coordinates, plddt)
     return Prediction(
         record,
         reactivity=_by_probe(answer.reactivity, probes),
@@ -310,7 +331,7 @@ def _to_prediction(
         structure=structure,
         coordinates=coordinates,
         plddt=plddt,
-        model_sources=() if coordinates is None else ("network",) * len(coordinates),
+        model_sources=sources,
         seconds=seconds_per_nucleotide * record.length + time.perf_counter() - start,
     )
 
@@ -320,23 +341,43 @@ def _by_probe(values: np.ndarray | None, probes: tuple[str, ...]) -> dict[str, n
     return {} if values is None else {probe: values[:, column] for column, probe in enumerate(probes)}
 
 
-def load(path_or_preset: str | Path | None = None, device: str = "auto", prior: str = "auto") -> Predictor:
+def load(
+    path_or_preset: str | Path | None = None,
+    device: str = "auto",
+    prior: str = "auto",
+    templates: TemplateLibrary | str | Path | Sequence[str | Path] | None = None,
+) -> Predictor:
     """Predictor from a checkpoint folder or the name of a preset; None: the weights that come with the package.
 
-    `prior`: one of PRIORS.
+    `prior`: one of PRIORS. `templates`: as `Predictor` takes them.
 
     Raises:
-        ValueError: weights that do not fit their description, a device that is not there, or a prior for a network that
-            takes none.
+        ValueError: weights that do not fit their description, a device that is not there, a prior for a network that
+            takes none, or templates that cannot be used.
         OSError: no such checkpoint or preset, or it cannot be read.
         ViennaMissing: `prior` is "vienna", and ViennaRNA is not installed.
+        BiotiteMissing: there are templates, and biotite is not installed.
     """
     from ribonanzamamba.model.checkpoint import load_checkpoint
 
+    # first what is quickly refused
+    library = _library(templates)
     checkpoint = load_checkpoint(path_or_preset)
     return Predictor(
-        checkpoint.network, name=checkpoint.name, weights_hash=checkpoint.weights_hash, device=device, prior=prior
+        checkpoint.network,
+        name=checkpoint.name,
+        weights_hash=checkpoint.weights_hash,
+        device=device,
+        prior=prior,
+        templates=library,
     )
+
+
+def _library(templates: TemplateLibrary | str | Path | Sequence[str | Path] | None) -> TemplateLibrary | None:
+    if templates is None or isinstance(templates, TemplateLibrary):
+        return templates
+    # an empty list is no library
+    return read_templates(templates) if isinstance(templates, Path) or templates else None
 
 
 def choose_prior(prior: str, possible: bool) -> tuple[bool, tuple[str, ...]]:
