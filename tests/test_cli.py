@@ -23,6 +23,7 @@ from ribonanzamamba.model.network import ModelOutput
 from ribonanzamamba.prediction import folder as folder_module
 from ribonanzamamba.prediction import predict as predict_module
 from ribonanzamamba.prediction.predict import Predictor
+from ribonanzamamba.rna.mmcif import write_mmcif
 from ribonanzamamba.rna.records import ATOMS, PROBES
 
 MODELS = 5
@@ -64,10 +65,12 @@ def network(monkeypatch) -> FakeNetwork:
     """The network behind `predict`; nothing is read from disk."""
     network = FakeNetwork()
 
-    def load(weights, device, prior):
+    def load(weights, device, prior, templates=None):
         if weights == "missing":
             raise FileNotFoundError("no weights at missing")
-        return Predictor(network, name="fake", weights_hash="abc", device=device, max_tokens=16, max_length=100)
+        return Predictor(
+            network, name="fake", weights_hash="abc", device=device, max_tokens=16, max_length=100, templates=templates
+        )
 
     monkeypatch.setattr(predict_module, "load", load)
     return network
@@ -343,7 +346,9 @@ def test_a_missing_vienna_is_one_warning_and_in_run_json(network, fasta, tmp_pat
             super().__init__(*arguments, **options)
             self.warnings = ("no ViennaRNA",)
 
-    monkeypatch.setattr(predict_module, "load", lambda weights, device, prior: Warning(network, device="cpu"))
+    monkeypatch.setattr(
+        predict_module, "load", lambda weights, device, prior, templates: Warning(network, device="cpu")
+    )
     result = run("predict", str(fasta), "--out", str(tmp_path / "out"))
     assert result.stderr.count("no ViennaRNA") == 1
     assert json.loads((tmp_path / "out" / "run.json").read_text())["warnings"].count("no ViennaRNA") == 1
@@ -550,3 +555,105 @@ print(os.environ["GOMP_SPINCOUNT"])
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert result.stdout.strip() == kept, result.stderr
+
+
+def write_templates(path: Path, sequence: str, shift: float = 0.0) -> Path:
+    """Kaggle's two tables with one chain, 1ABC_A, along a crooked line; returns that of the sequences."""
+    path.mkdir()
+    (path / "train_sequences.csv").write_text(f"target_id,sequence\n1ABC_A,{sequence}\n")
+    rows = "".join(
+        f"1ABC_A_{k},{letter},{k},{5 * k + shift},{3 * (k % 3)},{4 * (k % 2)}\n"
+        for k, letter in enumerate(sequence, start=1)
+    )
+    (path / "train_labels.csv").write_text("ID,resname,resid,x_1,y_1,z_1\n" + rows)
+    return path / "train_sequences.csv"
+
+
+def sources(out: Path) -> list[tuple[str, str]]:
+    with open(out / "coordinates" / "ranking.csv", newline="", encoding="utf-8") as file:
+        return [(row["id"], row["source"]) for row in csv.DictReader(file) if row["model"] == "1"]
+
+
+def test_templates_are_named_in_the_files(network, fasta, tmp_path):
+    templates, out = write_templates(tmp_path / "known", "GGGGAAAACCCC"), tmp_path / "out"
+    assert run("predict", fasta, "--out", out, "--templates", templates).exit_code == 0
+    assert sources(out) == [("hairpin", "template 1ABC_A 1.00"), ("poly", "network"), ("short", "network")]
+    text = (out / "coordinates" / "hairpin_model_1.cif").read_text()
+    assert "source: template 1ABC_A 1.00" in text
+    described = json.loads((out / "run.json").read_text())
+    assert described["options"]["templates"] == [str(templates)]
+    assert described["templates"].startswith("1 chains, SHA-256 ")
+    with open(out / "summary.csv", newline="") as file, open(out / "coordinates" / "ranking.csv", newline="") as ranks:
+        (first, *_), (ranked, *_) = csv.DictReader(file), csv.DictReader(ranks)
+    assert first["mean_plddt"] == ranked["confidence"] and float(ranked["confidence"]) > 50.5
+
+
+def test_templates_that_nothing_resembles_change_no_file(network, fasta, tmp_path):
+    templates = write_templates(tmp_path / "known", "CAUCAUCAUGAGAGUUAG")
+    for name, options in (("with", ("--templates", templates)), ("without", ())):
+        assert run("predict", fasta, "--out", tmp_path / name, *options).exit_code == 0
+    assert contents(tmp_path / "with") == contents(tmp_path / "without")
+
+
+def test_a_run_goes_on_with_the_same_templates_alone(network, fasta, tmp_path):
+    known = write_templates(tmp_path / "known", "GGGGAAAACCCC")
+    other = write_templates(tmp_path / "other", "GGGGAAAACCCC", shift=0.5)
+    first = ("predict", fasta, "--out", tmp_path / "with", "--templates", known)
+    assert run(*first).exit_code == 0
+    assert run(*first, "--resume").exit_code == 0
+    # the content counts, not where it lies
+    moved = known.parent.rename(tmp_path / "moved") / known.name
+    assert run("predict", fasta, "--out", tmp_path / "with", "--resume", "--templates", moved).exit_code == 0
+    for options in (("--templates", other), ()):
+        refused = run("predict", fasta, "--out", tmp_path / "with", "--resume", *options)
+        assert refused.exit_code == 2 and "was made with the templates 1 chains, SHA-256" in refused.stderr
+    # a run of before there were templates had none
+    plain = ("predict", fasta, "--out", tmp_path / "without", "--resume")
+    assert run(*plain[:-1]).exit_code == 0
+    described = json.loads((tmp_path / "without" / "run.json").read_text())
+    del described["templates"], described["options"]["templates"]
+    (tmp_path / "without" / "run.json").write_text(json.dumps(described))
+    assert run(*plain).exit_code == 0
+    assert run(*plain, "--templates", other).exit_code == 2
+
+
+def test_templates_that_cannot_be_used_are_one_line(network, fasta, tmp_path, monkeypatch):
+    (tmp_path / "torn.cif").write_text("nothing of use\n")
+    out = tmp_path / "out"
+    result = run("predict", fasta, "--out", out, "--templates", tmp_path / "torn.cif")
+    assert result.exit_code == 2 and "torn.cif" in result.stderr and result.stderr.count("\n") == 1
+    known = write_templates(tmp_path / "known", "GGGGAAAACCCC")
+    result = run("predict", fasta, "--out", out, "--templates", known, "--tasks", "structure")
+    assert result.exit_code == 2 and "--templates are of use for the task coordinates alone" in result.stderr
+    monkeypatch.setitem(sys.modules, "biotite.sequence", None)
+    result = run("predict", fasta, "--out", out, "--templates", known)
+    assert result.exit_code == 2 and 'pip install "ribonanzamamba[templates]"' in result.stderr
+    assert not out.exists()
+
+
+def test_a_bad_file_of_a_folder_of_templates_is_a_warning(network, fasta, tmp_path):
+    folder = tmp_path / "known"
+    folder.mkdir()
+    write_mmcif(folder / "good.cif", "A" * 12, np.random.default_rng(0).normal(size=(12, 4, 3)), np.ones(12), id="1ABC")
+    (folder / "torn.cif").write_text("nothing of use\n")
+    result = run("predict", fasta, "--out", tmp_path / "out", "--templates", folder)
+    assert result.exit_code == 0 and result.stderr.count("torn.cif") == 1
+    assert "torn.cif" in json.loads((tmp_path / "out" / "run.json").read_text())["warnings"][0]
+
+
+def test_kaggle_write_takes_templates(network, tmp_path):
+    known = write_templates(tmp_path / "known", "GGGGAAAACCCC")
+    test = tmp_path / "test_sequences.csv"
+    test.write_text("target_id,sequence\nR1,GGGGAAAACCCC\n")
+    write = ("kaggle", "write", "folding", test, "--out")
+    assert run(*write, tmp_path / "with.csv", "--templates", known).exit_code == 0
+    with open(tmp_path / "with.csv", newline="") as file:
+        steps = np.diff([[float(row[axis]) for axis in ("x_1", "y_1", "z_1")] for row in csv.DictReader(file)], axis=0)
+    trace = [[5 * k, 3 * (k % 3), 4 * (k % 2)] for k in range(1, 13)]
+    np.testing.assert_allclose(steps, np.diff(trace, axis=0), atol=2e-3)
+    refused = run(*write, tmp_path / "no.csv", "--templates", known, "--predicted", tmp_path)
+    assert refused.exit_code == 2 and "--templates are of use" in refused.stderr and not (tmp_path / "no.csv").exists()
+    probed = tmp_path / "ribonanza.csv"
+    probed.write_text("sequence_id,id_min,id_max,sequence\ns,0,11,GGGGAAAACCCC\n")
+    refused = run("kaggle", "write", "ribonanza", probed, "--out", tmp_path / "no.csv", "--templates", known)
+    assert refused.exit_code == 2 and "--templates are of use" in refused.stderr

@@ -53,6 +53,15 @@ WeightsOption = Annotated[
     str | None, typer.Option(metavar="PATH", help="Checkpoint folder or preset; the released weights otherwise.")
 ]
 
+TemplatesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PATH",
+        help="Known structures to copy in 3D: a coordinate table, an mmCIF or PDB file, or a folder of these; may be "
+        "repeated. Needs the extra [templates].",
+    ),
+]
+
 
 class Task(str, Enum):
     """What can be scored."""
@@ -98,6 +107,7 @@ def predict(
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw each RNA too, as pictures/ID.png. Needs the extra [plots].")
     ] = False,
+    templates: TemplatesOption = None,
     weights: WeightsOption = None,
 ) -> None:
     """Predict RNAs: reactivity, base pairs and 3D coordinates, as files in DIR."""
@@ -108,6 +118,8 @@ def predict(
         if pictures:
             # says how matplotlib is installed, before anything is predicted
             from ribonanzamamba import plots  # noqa: F401
+        if templates and "coordinates" not in asked:
+            raise ValueError("--templates are of use for the task coordinates alone")
     run = _Run(out, draws=pictures)
     with _interruptible(run):
         records = _read(inputs, run)
@@ -118,7 +130,7 @@ def predict(
         from ribonanzamamba.prediction.predict import load
 
         with _one_line_errors(FolderError, ImportError):
-            predictor = load(weights, device, prior)
+            predictor = load(weights, device, prior, templates)
             for warning in predictor.warnings:
                 run.warn(warning)
             # a number of models the network lacks is refused before a folder is made
@@ -128,7 +140,13 @@ def predict(
                 asked,
                 models,
                 origin=Origin(
-                    predictor.name, predictor.weights_hash, str(predictor.device), tuple(inputs), predictor.prior
+                    predictor.name,
+                    predictor.weights_hash,
+                    str(predictor.device),
+                    tuple(inputs),
+                    predictor.prior,
+                    templates=str(predictor.templates or "none"),
+                    template_paths=predictor.templates.paths if predictor.templates else (),
                 ),
                 existing=Existing.RESUME if resume else Existing.OVERWRITE if overwrite else Existing.REFUSE,
             )
@@ -352,6 +370,7 @@ def kaggle_write(
     ] = None,
     device: DeviceOption = "auto",
     prior: PriorOption = "auto",
+    templates: TemplatesOption = None,
     weights: WeightsOption = None,
 ) -> None:
     """Predict a contest's test sequences and write the submission; it has its name once it was checked.
@@ -363,6 +382,8 @@ def kaggle_write(
     problems: list[str] = []
     with _interruptible(), _one_line_errors(ImportError):
         check_ending(out, contest.value)
+        if templates and (contest is not Contest.FOLDING or predicted is not None):
+            raise ValueError("--templates are of use where folding is predicted alone")
         targets = read_targets(test, contest.value)
         with _progress_bar(sum(target.length for target in targets)) as (progress, bar):
 
@@ -378,7 +399,7 @@ def kaggle_write(
                 from ribonanzamamba.prediction.predict import load
                 from ribonanzamamba.prediction.submission import predicted_answers
 
-                predictor = load(weights, device, prior)
+                predictor = load(weights, device, prior, templates)
                 for warning in predictor.warnings:
                     _say(f"warning: {warning}")
                 answers = predicted_answers(predictor, contest.value, targets, failed)

@@ -132,7 +132,8 @@ def test_ranking(written):
 def test_run_description(written):
     run = json.loads((written / "run.json").read_text())
     assert run["model"] == "fake" and run["model_hash"] == "abc" and run["device"] == "cpu" and run["prior"] == "none"
-    assert run["options"] == {"inputs": ["in.fa"], "tasks": list(TASKS), "models": 2}
+    assert run["options"] == {"inputs": ["in.fa"], "tasks": list(TASKS), "models": 2, "templates": []}
+    assert run["templates"] == "none"
     assert run["warnings"] == ["w"] and run["problems"] == ["p"]
     assert run["started"] <= run["finished"]
 

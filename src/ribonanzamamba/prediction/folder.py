@@ -66,6 +66,9 @@ class Origin:
     inputs: tuple[str, ...] = ()
     prior: str = "none"
     """What the network got beside the sequence."""
+    templates: str = "none"
+    """How many chains coordinate models could be made from, and the hash of their content."""
+    template_paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class RunOptions:
     inputs: tuple[str, ...]
     tasks: tuple[str, ...]
     models: int
+    templates: tuple[str, ...]
+    """Where they were read from."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class RunDescription:
     model_hash: str
     options: RunOptions
     prior: str
+    templates: str
     device: str
     torch: str
     started: str
@@ -101,7 +107,7 @@ class PredictionFolder:
         path: the folder of `--out`.
         tasks: decide which files there are.
         models: coordinate models of each RNA.
-        origin: goes into run.json; a run is resumed only by the same model.
+        origin: goes into run.json; a run is resumed only by the same model with the same prior and templates.
         existing: what to do with results that are already there.
 
     Raises:
@@ -132,8 +138,9 @@ class PredictionFolder:
             version=__version__,
             model=origin.model,
             model_hash=origin.model_hash,
-            options=RunOptions(origin.inputs, self.tasks, models),
+            options=RunOptions(origin.inputs, self.tasks, models, origin.template_paths),
             prior=origin.prior,
+            templates=origin.templates,
             device=origin.device,
             torch=version("torch"),
             started=_now(),
@@ -294,7 +301,7 @@ class PredictionFolder:
             before = json.loads(path.read_text(encoding="utf-8"))
             options, model_hash, started = before["options"], before["model_hash"], before["started"]
             # earlier versions knew none
-            prior = before.get("prior", "none")
+            prior, templates = before.get("prior", "none"), before.get("templates", "none")
             tasks, models = tuple(options["tasks"]), options["models"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FolderError(f"{path}: missing or damaged, so the run cannot be resumed; use --overwrite") from error
@@ -303,6 +310,7 @@ class PredictionFolder:
             ("models", models, self.models),
             ("weights", model_hash, self._run.model_hash),
             ("the prior", prior, self._run.prior),
+            ("the templates", templates, self._run.templates),
         ):
             if old != new:
                 message = f"was made with {what} {old}, not {new}; use another folder or --overwrite"
