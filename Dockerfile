@@ -15,7 +15,7 @@ RUN case "$DEVICE" in \
     esac \
     && python -m venv /opt/ribonanzamamba \
     && /opt/ribonanzamamba/bin/pip install --no-cache-dir --index-url "$index" -c constraints.txt torch \
-    && /opt/ribonanzamamba/bin/pip install --no-cache-dir -c constraints.txt ".[vienna,plots]"
+    && /opt/ribonanzamamba/bin/pip install --no-cache-dir -c constraints.txt ".[vienna,plots,templates]"
 
 FROM python:3.12-slim
 COPY --from=build /opt/ribonanzamamba /opt/ribonanzamamba

@@ -54,7 +54,7 @@ def test_the_build_argument_chooses_an_index(device, code):
 def test_installs_as_the_readme_does_and_can_draw():
     readme = (ROOT / "README.md").read_text()
     assert 'pip install -c constraints.txt ".[vienna]"' in readme
-    assert rests("RUN")[0].endswith('-c constraints.txt ".[vienna,plots]"')
+    assert rests("RUN")[0].endswith('-c constraints.txt ".[vienna,plots,templates]"')
     for line in ("docker build -t ribonanzamamba .", "docker build -t ribonanzamamba --build-arg DEVICE=cuda ."):
         assert line in readme and line in TEXT
     assert re.search(r"docker run .*-v \S+:/data ribonanzamamba predict", readme)
