@@ -31,10 +31,12 @@ DISTINCT = 1.0
 
 WINDOW = 7
 """Residues on each side whose letters count as a residue's local identity."""
-COPIED = (-0.59, 0.49, 1.21, -0.77, 0.21)
+COPIED = (-0.44, 0.75, 1.86, -1.03, 0.29)
 """Weights of `copied_quality`: constant, local identity, log(alignment's score / 100), log(residues copied / 50),
 log(1 + residues to the next insertion, deletion or end). Fitted by benchmarks/template_confidence.py on clusters of
 the training table whose number is no multiple of 20."""
+CEILING = 0.85
+"""The most that is expected of a copy: chains of almost the same sequence differ. Fitted with the weights."""
 BETWEEN = 0.7
 """Distances between a copied and another residue, or between pieces that were laid apart: how many are right, as a
 share of the network's pLDDT. Fitted by the same on the other clusters, which the network was not trained on."""
@@ -149,7 +151,7 @@ def predict_lddt(hit: TemplateHit, c1_prime: np.ndarray, plddt: np.ndarray) -> n
     """
     copied = np.zeros(len(c1_prime), dtype=bool)
     copied[hit.query] = True
-    share = _copied_neighbours(c1_prime, copied)
+    share = copied_neighbours(c1_prime, copied)
     network = np.asarray(plddt, dtype=np.float64) / 100
     expected = network * (BETWEEN * share + FILLED * (1 - share))
     at = hit.query
@@ -162,7 +164,7 @@ def copied_quality(hit: TemplateHit, length: int) -> np.ndarray:
 
     `length` is the query's.
     """
-    return 1 / (1 + np.exp(-(copied_features(hit, length) @ np.array(COPIED))))
+    return CEILING / (1 + np.exp(-(copied_features(hit, length) @ np.array(COPIED))))
 
 
 def copied_features(hit: TemplateHit, length: int) -> np.ndarray:
@@ -191,7 +193,7 @@ def copied_features(hit: TemplateHit, length: int) -> np.ndarray:
     )
 
 
-def _copied_neighbours(c1_prime: np.ndarray, copied: np.ndarray) -> np.ndarray:
+def copied_neighbours(c1_prime: np.ndarray, copied: np.ndarray) -> np.ndarray:
     """Share of the residues within lDDT's radius of each that are copied, (length,); 0 where there is none."""
     length = len(c1_prime)
     share = np.zeros(length)
