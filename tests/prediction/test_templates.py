@@ -172,12 +172,13 @@ def test_conformations_that_are_alike_count_once(truth, sequence):
     near = moved(truth + 0.1 * np.random.default_rng(3).normal(size=truth.shape))
     other = make_structure(LENGTH, 8)
     chains = [chain_of(truth, sequence, "1AAA_A"), chain_of(near, sequence, "1AAA_B")]
-    chains += [chain_of(other, sequence, "1AAA_C")]
+    chains += [chain_of(other, sequence, "1AAA_C"), chain_of(make_structure(LENGTH, 11), sequence, "1AAA_D")]
     hits = library(*chains).search(sequence)
-    assert [hit.chain.id for hit in hits[:3]] == ["1AAA_A", "1AAA_B", "1AAA_C"]
+    assert [hit.chain.id for hit in hits[:4]] == ["1AAA_A", "1AAA_B", "1AAA_C", "1AAA_D"]
     models = template_models(hits, make_structure(LENGTH, 4), np.full(LENGTH, 50.0))
     assert [model.hit.chain.id for model in models[:2]] == ["1AAA_A", "1AAA_C"]
-    assert "1AAA_B" not in {model.hit.chain.id for model in models}
+    # nor do many of one sequence crowd out the others
+    assert not {"1AAA_B", "1AAA_D"} & {model.hit.chain.id for model in models}
 
 
 def test_confidence_follows_identity_and_what_is_copied(truth, sequence):

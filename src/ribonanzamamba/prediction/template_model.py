@@ -5,6 +5,7 @@ Knows nothing of files or of the search that found the templates.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,10 +29,13 @@ MOST_TRIED = 40
 """Hits that are tried for it: those too like a better one are dropped."""
 DISTINCT = 1.0
 """Angstrom: two template models whose C1' are closer (RMSD) count once. 0.5 and 2 have the same scores."""
+CONFORMATIONS = 2
+"""Models made from chains of one sequence: as sure as each other, they would leave no place for other templates. The scores
+are the same with 1 to 9."""
 
 WINDOW = 7
 """Residues on each side whose letters count as a residue's local identity."""
-COPIED = (-0.44, 0.75, 1.86, -1.03, 0.29)
+COPIED = (-0.42, 0.74, 1.88, -1.04, 0.29)
 """Weights of `copied_quality`: constant, local identity, log(alignment's score / 100), log(residues copied / 50),
 log(1 + residues to the next insertion, deletion or end). Fitted by benchmarks/template_confidence.py on clusters of
 the training table whose number is no multiple of 20."""
@@ -80,18 +84,22 @@ def add_templates(
 
 
 def template_models(hits: Sequence[TemplateHit], network: np.ndarray, plddt: np.ndarray) -> list[TemplateModel]:
-    """Models of the first MOST_MODELS hits that differ, in their order.
+    """Models of the first MOST_MODELS hits that differ, in their order, CONFORMATIONS of one sequence at most.
 
     Args:
         network: the network's best model (length, atom, 3), angstrom, finite.
         plddt: its confidence (length,), 0 to 100.
     """
     models: list[TemplateModel] = []
+    made: Counter[str] = Counter()
     for hit in hits[:MOST_TRIED]:
+        if made[hit.chain.sequence] == CONFORMATIONS:
+            continue
         coordinates = build_model(hit, network).astype(np.float32)
         c1_prime = coordinates[:, C1_PRIME]
         if all(rmsd(c1_prime, other.coordinates[:, C1_PRIME]) >= DISTINCT for other in models):
             models.append(TemplateModel(hit, coordinates, predict_lddt(hit, c1_prime, plddt).astype(np.float32)))
+            made[hit.chain.sequence] += 1
         if len(models) == MOST_MODELS:
             break
     return models
