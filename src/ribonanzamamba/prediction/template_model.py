@@ -30,8 +30,8 @@ MOST_TRIED = 40
 DISTINCT = 1.0
 """Angstrom: two template models whose C1' are closer (RMSD) count once. 0.5 and 2 have the same scores."""
 CONFORMATIONS = 2
-"""Models made from chains of one sequence: as sure as each other, they would leave no place for other templates. The scores
-are the same with 1 to 9."""
+"""Models made from chains of one sequence: as sure as each other, they would leave no place for other templates. 1 to 9
+have the same scores."""
 
 WINDOW = 7
 """Residues on each side whose letters count as a residue's local identity."""
