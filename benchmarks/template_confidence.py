@@ -13,7 +13,7 @@ released network was not trained on them. JSON lines, each with its `part`:
 `ranked`: the held-out RNAs predicted without and with templates: TM-score, lDDT (C1'; model 1 and the best of five) and
     predicted lDDT of model 1, by the identity of the best template, and by that times its coverage.
 
-Ten minutes on two CPU cores, most of them alignments.
+Seven minutes of a CPU, most of them alignments.
 """
 
 import argparse
