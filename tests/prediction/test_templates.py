@@ -139,7 +139,7 @@ def test_atoms_that_a_template_lacks_come_from_the_network(truth, sequence):
 
 def test_n_is_equal_to_nothing(truth, sequence):
     query = sequence[:10] + "NNN" + sequence[13:]
-    template = sequence[:30] + "N" + sequence[31:]
+    template = sequence[:11] + "N" + sequence[12:30] + "N" + sequence[31:]
     (hit, *_) = library(chain_of(truth, template)).search(query)
     assert np.flatnonzero(~hit.same).tolist() == [10, 11, 12, 30] and hit.coverage == 1.0
     assert hit.identity == pytest.approx(56 / 60)
