@@ -124,7 +124,7 @@ def copied_lines(copies: Copies) -> Iterator[dict]:
             "part": "copied", "residues": int(others.sum()), "ceiling": ceiling,
             "likelihood": round(likelihood, 4), "fitted": fitted.round(2).tolist(),
         }  # fmt: skip
-    predicted = template_model.CEILING / (1 + np.exp(-copies.features @ np.array(template_model.COPIED)))
+    predicted = template_model.expected_quality(copies.features)
     for name, chosen in (("fitted on", others), ("held out", copies.held_out)):
         for low, high in zip(BINS[:-1], BINS[1:], strict=True):
             inside = chosen & (predicted >= low) & (predicted < high)

@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ribonanzamamba.prediction.predict import Predictor
-    from ribonanzamamba.prediction.templates import TemplateLibrary
+    from ribonanzamamba.prediction.template_files import Templates
 
 __all__ = ["__version__", "load"]
 
@@ -23,7 +22,7 @@ def load(
     path_or_preset: str | Path | None = None,
     device: str = "auto",
     prior: str = "auto",
-    templates: TemplateLibrary | str | Path | Sequence[str | Path] | None = None,
+    templates: Templates | None = None,
 ) -> Predictor:
     """Predictor from a checkpoint folder or the name of a preset; None: the weights that come with the package.
 

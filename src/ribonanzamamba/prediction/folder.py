@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ import numpy as np
 
 from ribonanzamamba import __version__
 from ribonanzamamba.prediction import check_tasks
-from ribonanzamamba.rna.formats import safe_file_name
+from ribonanzamamba.rna.formats import one_word, safe_file_name
 from ribonanzamamba.rna.mmcif import write_mmcif
 from ribonanzamamba.rna.records import Prediction, Record
 
@@ -188,7 +187,7 @@ class PredictionFolder:
             ValueError: the prediction lacks a task or a model of the folder.
         """
         record = prediction.record
-        if record.id in self._complete or _one_word(record.id) in self._structures.blocks:
+        if record.id in self._complete or one_word(record.id) in self._structures.blocks:
             raise IdTaken(f"{self.path}: holds an RNA named {record.id!r} already; ids must differ")
         self._check_fits(prediction)
         name = safe_file_name(record.id)
@@ -196,8 +195,8 @@ class PredictionFolder:
             self._write_reactivity(prediction)
         if prediction.structure is not None and "structure" in self.tasks:
             self._write_pairs(self.path / "pairs" / f"{name}.npz", prediction)
-            text = f">{_one_word(record.id)}\n{record.sequence}\n{prediction.structure.to_dot_bracket()}\n"
-            self._structures.append(_one_word(record.id), text, rows=3, sequence=record.sequence)
+            text = f">{one_word(record.id)}\n{record.sequence}\n{prediction.structure.to_dot_bracket()}\n"
+            self._structures.append(one_word(record.id), text, rows=3, sequence=record.sequence)
         if prediction.coordinates is not None and "coordinates" in self.tasks:
             self._write_coordinates(name, prediction)
         self._summary.append(
@@ -327,7 +326,7 @@ class PredictionFolder:
                     raise FolderError(f"{table.path}: not written by ribonanzamamba; use --overwrite") from error
             whole = [id for id, block in self._summary.blocks.items() if self._is_whole(id, len(block.sequence))]
         for id in whole:
-            holder = self._reactivity.blocks.get(id) or self._structures.blocks.get(_one_word(id))
+            holder = self._reactivity.blocks.get(id) or self._structures.blocks.get(one_word(id))
             self._complete[id] = (holder or self._summary.blocks[id]).sequence
         self._keep(whole)
 
@@ -339,7 +338,7 @@ class PredictionFolder:
             if block is None or block.rows != length:
                 return False
         if "structure" in self.tasks:
-            block = self._structures.blocks.get(_one_word(id))
+            block = self._structures.blocks.get(one_word(id))
             if block is None or len(block.sequence) != length:
                 return False
             files.append(self.path / "pairs" / f"{name}.npz")
@@ -353,7 +352,7 @@ class PredictionFolder:
     def _keep(self, ids: Sequence[str]) -> None:
         """Make `ids`, in this order, all that the tables hold."""
         for table in self._tables:
-            table.keep([_one_word(id) for id in ids] if table is self._structures else ids)
+            table.keep([one_word(id) for id in ids] if table is self._structures else ids)
         self._complete = {id: self._complete[id] for id in ids}
 
 
@@ -466,11 +465,6 @@ def _read_structures(path: Path) -> Iterator[tuple[str, _Block]]:
             start, end = end, end + sum(len(line) for line in lines)
             id, sequence = (line.decode("utf-8", errors="replace").rstrip("\n") for line in lines[:2])
             yield id.removeprefix(">"), _Block(start, end, 3, sequence)
-
-
-def _one_word(id: str) -> str:
-    """The id as the header of a dot-bracket record: whitespace becomes "_", as `rna.formats` writes it."""
-    return re.sub(r"\s", "_", id)
 
 
 def _csv_row(cells: Sequence[object]) -> str:

@@ -24,7 +24,7 @@ from ribonanzamamba.data.prior import Prior, fold_priors
 from ribonanzamamba.data.splits import length_sorted_batches
 from ribonanzamamba.prediction import TASKS, check_tasks
 from ribonanzamamba.prediction.decode import decode_structure
-from ribonanzamamba.prediction.template_files import read_templates
+from ribonanzamamba.prediction.template_files import Templates, read_templates
 from ribonanzamamba.prediction.template_model import add_templates
 from ribonanzamamba.prediction.templates import TemplateLibrary
 from ribonanzamamba.rna.alphabet import normalize_sequence
@@ -109,7 +109,7 @@ class Predictor:
         max_records: int | None = None,
         max_length: int = MAX_LENGTH,
         prior: str = "auto",
-        templates: TemplateLibrary | str | Path | Sequence[str | Path] | None = None,
+        templates: Templates | None = None,
     ) -> None:
         self.uses_prior, self.warnings = choose_prior(prior, network.config.pair_prior)
         self.templates = _library(templates)
@@ -345,7 +345,7 @@ def load(
     path_or_preset: str | Path | None = None,
     device: str = "auto",
     prior: str = "auto",
-    templates: TemplateLibrary | str | Path | Sequence[str | Path] | None = None,
+    templates: Templates | None = None,
 ) -> Predictor:
     """Predictor from a checkpoint folder or the name of a preset; None: the weights that come with the package.
 
@@ -373,7 +373,7 @@ def load(
     )
 
 
-def _library(templates: TemplateLibrary | str | Path | Sequence[str | Path] | None) -> TemplateLibrary | None:
+def _library(templates: Templates | None) -> TemplateLibrary | None:
     if templates is None or isinstance(templates, TemplateLibrary):
         return templates
     # an empty list is no library

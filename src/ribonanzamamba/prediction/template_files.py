@@ -10,8 +10,11 @@ import numpy as np
 from ribonanzamamba.evaluation.coordinate_files import COORDINATE_ENDINGS, MAX_COORDINATE
 from ribonanzamamba.evaluation.tables import TABLE_ENDINGS, ending, stem
 from ribonanzamamba.prediction.templates import LEAST_RESOLVED, TemplateChain, TemplateLibrary, substitution_matrix
-from ribonanzamamba.rna.formats import FormatError
+from ribonanzamamba.rna.formats import FormatError, one_word
 from ribonanzamamba.rna.mmcif import ChainCoordinates, read_mmcif
+
+Templates = TemplateLibrary | str | Path | Sequence[str | Path]
+"""A library, or what `read_templates` makes one of."""
 
 
 def read_templates(paths: str | Path | Sequence[str | Path]) -> TemplateLibrary:
@@ -78,7 +81,7 @@ def _read_table(path: Path) -> Iterator[TemplateChain]:
         raise FormatError(path, 0, str(error).removeprefix(f"{path}: ")) from error
     for example in examples:
         if example.coordinates is not None:
-            yield TemplateChain(_one_word(example.id), example.sequence, example.coordinates)
+            yield TemplateChain(one_word(example.id), example.sequence, example.coordinates)
 
 
 def _from_file(chain: ChainCoordinates, path: Path) -> TemplateChain:
@@ -86,8 +89,4 @@ def _from_file(chain: ChainCoordinates, path: Path) -> TemplateChain:
     coordinates = np.array(chain.coordinates, dtype=np.float32)
     # an atom lacks all of x, y, z where one is absurd
     coordinates[~(np.abs(coordinates) <= MAX_COORDINATE).all(axis=-1)] = np.nan
-    return TemplateChain(_one_word(f"{chain.entry or stem(path)}_{chain.id}"), chain.sequence, coordinates)
-
-
-def _one_word(id: str) -> str:
-    return "_".join(id.split())
+    return TemplateChain(one_word(f"{chain.entry or stem(path)}_{chain.id}"), chain.sequence, coordinates)

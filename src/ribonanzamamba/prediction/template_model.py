@@ -172,7 +172,12 @@ def copied_quality(hit: TemplateHit, length: int) -> np.ndarray:
 
     `length` is the query's.
     """
-    return CEILING / (1 + np.exp(-(copied_features(hit, length) @ np.array(COPIED))))
+    return expected_quality(copied_features(hit, length))
+
+
+def expected_quality(features: np.ndarray) -> np.ndarray:
+    """The same from `copied_features`, one row a residue."""
+    return CEILING / (1 + np.exp(-(features @ np.array(COPIED))))
 
 
 def copied_features(hit: TemplateHit, length: int) -> np.ndarray:

@@ -183,7 +183,7 @@ def write_fasta(path: str | os.PathLike[str], records: Iterable[Record]) -> None
     with replacing(path) as file:
         for record in records:
             rows = (record.sequence[i : i + FASTA_WIDTH] for i in range(0, record.length, FASTA_WIDTH))
-            file.write("\n".join((f">{_one_word(record.id)}", *rows)) + "\n")
+            file.write("\n".join((f">{one_word(record.id)}", *rows)) + "\n")
 
 
 def write_dot_bracket(path: str | os.PathLike[str], entries: Iterable[tuple[Record, Structure]]) -> None:
@@ -195,7 +195,7 @@ def write_dot_bracket(path: str | os.PathLike[str], entries: Iterable[tuple[Reco
     with replacing(path) as file:
         for record, structure in entries:
             _check_lengths(record, structure)
-            file.write(f">{_one_word(record.id)}\n{record.sequence}\n{structure.to_dot_bracket()}\n")
+            file.write(f">{one_word(record.id)}\n{record.sequence}\n{structure.to_dot_bracket()}\n")
 
 
 def write_ct(path: str | os.PathLike[str], entries: Iterable[tuple[Record, Structure]]) -> None:
@@ -203,7 +203,7 @@ def write_ct(path: str | os.PathLike[str], entries: Iterable[tuple[Record, Struc
     with replacing(path) as file:
         for record, structure in entries:
             _check_lengths(record, structure)
-            file.write(f"{record.length}\t{_one_word(record.id)}\n")
+            file.write(f"{record.length}\t{one_word(record.id)}\n")
             for i, (letter, partner) in enumerate(zip(record.sequence, structure.to_partners(), strict=True), start=1):
                 file.write(f"{i}\t{letter}\t{i - 1}\t{(i + 1) % (record.length + 1)}\t{partner + 1}\t{i}\n")
 
@@ -213,7 +213,7 @@ def write_bpseq(path: str | os.PathLike[str], entries: Iterable[tuple[Record, St
     with replacing(path) as file:
         for record, structure in entries:
             _check_lengths(record, structure)
-            file.write(f"# {_one_word(record.id)}\n")
+            file.write(f"# {one_word(record.id)}\n")
             for i, (letter, partner) in enumerate(zip(record.sequence, structure.to_partners(), strict=True), start=1):
                 file.write(f"{i} {letter} {partner + 1}\n")
 
@@ -328,6 +328,6 @@ def _check_lengths(record: Record, structure: Structure) -> None:
         raise ValueError(f"record {record.id!r} has {record.length} nucleotides, its structure {structure.length}")
 
 
-def _one_word(id: str) -> str:
+def one_word(id: str) -> str:
     """The id as one word: what a header can hold and give back."""
     return "_".join(id.split()) or "_"
