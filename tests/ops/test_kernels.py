@@ -173,7 +173,7 @@ def test_segments_equal_definition(name, reverse, monkeypatch):
     """A long sequence is cut into segments that run side by side: here, short ones are."""
     from ribonanzamamba.ops import selective_scan_triton, ssd_triton
 
-    monkeypatch.setattr(ssd_triton, "LONGEST_CHUNK", 16)
+    monkeypatch.setattr(ssd_triton, "LONGEST_WIDE_CHUNK", 16)
     monkeypatch.setattr(ssd_triton, "WIDEST_TILE", 16)
     monkeypatch.setattr(ssd_triton, "FEWEST_CHUNKS", 1)
     monkeypatch.setattr(selective_scan_triton, "FEWEST_BLOCKS", 1)
@@ -277,8 +277,8 @@ def test_operators_for_compilers(name, part):
     if part == "forward":
         torch.library.opcheck(module.forward_operator, forward, test_utils=tests)
         return
-    y, _, states, ungated = module.forward_operator(*forward)
-    backward = (y, None, *ordered, *lengths, states, ungated, True, False, 1, 1.0, False)
+    y, _, *kept = module.forward_operator(*forward)
+    backward = (y, None, *ordered, *lengths, *kept, True, False, 1, 1.0, False)
     torch.library.opcheck(module.backward_operator, backward, test_utils=tests)
 
 

@@ -29,6 +29,9 @@ SUMMED_ERROR = 1e-4
 """For gradients that sum over every row and position: their terms cancel, and the plain form reaches 5e-5."""
 ONE_ROUNDING = {torch.bfloat16: 2e-3, torch.float16: 3e-4}
 """Half a unit in the last place: what rounding an exact result costs at most. Twice an error of 0 would be 0."""
+SUMMED = ("A", "D", "dt_bias")
+"""Gradients of a few numbers, each the sum of terms that cancel: the error of a single one is small by chance in one
+form or the other, so they are held to no less than a whole unit."""
 INVARIANCE = 1e-6
 """Between a row alone and the same row among others, relative to the largest value."""
 
@@ -144,7 +147,7 @@ def assert_close(errors: dict[str, float]) -> None:
     """What float32 has to reach."""
     worse = {
         name: error for name, error in errors.items()
-        if not error <= (SUMMED_ERROR if name in ("A", "D", "dt_bias") else FLOAT32_ERROR)
+        if not error <= (SUMMED_ERROR if name in SUMMED else FLOAT32_ERROR)
     }  # fmt: skip
     assert not worse, worse
 
@@ -153,7 +156,7 @@ def assert_as_good_as(errors: dict[str, float], plain: dict[str, float], dtype: 
     """At most twice the error of the plain form, which computes in the same dtype."""
     worse = {
         name: (error, plain[name]) for name, error in errors.items()
-        if not error <= max(2 * plain[name], ONE_ROUNDING[dtype])
+        if not error <= max(2 * plain[name], ONE_ROUNDING[dtype] * (2 if name in SUMMED else 1))
     }  # fmt: skip
     assert not worse, f"error of the kernels, error of plain PyTorch: {worse}"
 

@@ -1,15 +1,17 @@
 """Triton kernels of `ssd`, forward and backward, and nothing else; `ssd_triton.py` launches them.
 
-One program walks the chunks of one head (or a tile of its width) with the state in registers; a long sequence is cut
-into segments of chunks whose entering states `segment_kernel` and `pass_kernel` find first. Position s of a program is
-its s-th step: memory position s, or length - 1 - s in a reversed direction, so that no tensor is ever flipped and a
-padded row starts at its real end. `README.md` derives both passes.
+`step_kernel` makes step sizes and summed log decays of what layers give. `state_kernel` walks the chunks of one head
+with the state in registers and keeps the one that enters each chunk; given the gradient of y and C instead of x and B,
+it walks the other way and keeps gradients of states. Then all chunks are independent: `output_kernel` and
+`gradient_kernel` take one chunk of one head a program, and `step_gradient_kernel` turns gradients of sums into those of
+dt. A long sequence of few heads is walked in segments, whose entering states come from a first walk and `pass_kernel`.
+`README.md` derives both passes.
 
-Addresses: a chunk's first step is a scalar in 64 bits, its steps are offsets from there that stay the same: addresses
-of whole tiles, made anew in each chunk, were a third of the instructions and most of the registers.
+Chunks lie in memory order in both directions: a reversed one sums its log decays from the other end and is masked the
+other way, so that no tensor is ever flipped and two directions share what they load.
 
 Numerics: loads go to float32, products have operands of DOT type and float32 sums; decays, their sums and the state
-stay in float32; every mask comes before its exponential.
+that is walked stay in float32; every mask comes before its exponential.
 """
 
 import triton
@@ -18,7 +20,8 @@ import triton.language as tl
 SMALLEST_LOG_DECAY = tl.constexpr(-20.0)
 """As in `scan_chunked.py`."""
 GRID = tl.constexpr(2.0**-12)
-"""Sums of 64 multiples of it down to 64 times -20 are exact in float32."""
+"""Sums of 64 multiples of it down to 64 times -20 / ln 2 are exact in float32."""
+LOG2_E = tl.constexpr(1.4426950408889634)
 VARYING = ["batch", "L", "chunks_a_segment", "segments", "chunks"]
 """Numbers that change from batch to batch: a kernel compiled for one value serves all."""
 
@@ -41,68 +44,152 @@ def silu(z):
 
 
 @triton.jit
-def first_position(c, length, reverse, Q: tl.constexpr):
-    """Memory position of the first step of a chunk, in 64 bits."""
-    return tl.where(reverse != 0, length - 1 - c * Q, c * Q).to(tl.int64)
-
-
-@triton.jit
-def log_decay(dt, rate, ok):
-    return tl.where(ok, tl.maximum(dt * rate, SMALLEST_LOG_DECAY), 0.0)
-
-
-@triton.jit
-def sums_of_log(g):
-    """Sums of log decays up to each step, as an exact part and a small one, and both over all steps.
-
-    Differences of plain float32 sums lose the digits that the sums have before the point. The first part is a multiple
-    of GRID, whose sums over a chunk are exact; what is left sums to less than a chunk's length times GRID.
-    """
-    coarse = tl.floor(g / GRID + 0.5) * GRID
-    fine = g - coarse
-    return tl.cumsum(coarse, 0), tl.cumsum(fine, 0), tl.sum(coarse, 0), tl.sum(fine, 0)
-
-
-@triton.jit
-def decay_between(coarse, fine, q):
-    """exp of the summed log decays after step j up to step i; 0 where i < j."""
-    between = (coarse[:, None] - coarse[None, :]) + (fine[:, None] - fine[None, :])
-    return tl.exp(tl.where(q[:, None] >= q[None, :], between, float("-inf")))
-
-
-@triton.jit
-def load_tile(pointer, at, stride, rows, ok, columns, width, WHOLE: tl.constexpr):
-    """Rows of a matrix, `rows` steps from position `at`, 0 where not ok; WHOLE: all columns are there."""
-    pointers = pointer + at * stride + (rows[:, None] * stride + columns[None, :])
-    mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
-    return tl.load(pointers, mask=mask, other=0.0)
-
-
-@triton.jit
-def store_tile(pointer, at, stride, rows, ok, columns, width, value, WHOLE: tl.constexpr):
-    """The opposite of `load_tile`."""
-    pointers = pointer + at * stride + (rows[:, None] * stride + columns[None, :])
-    mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
-    tl.store(pointers, value, mask=mask)
-
-
-@triton.jit
-def load_steps(dt, at, rows, ok, stride):
+def load_raw(dt, bias, b, all_head, position, present, dt_b, dt_l, dt_h, HAS_BIAS: tl.constexpr):
     """What step sizes are made of."""
-    return tl.load(dt + at * stride + rows * stride, mask=ok, other=0.0)
+    raw = tl.load(dt + b * dt_b + all_head * dt_h + position * dt_l, mask=present, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(bias + all_head).to(tl.float32)
+    return raw
 
 
 @triton.jit(do_not_specialize=VARYING)
-def forward_kernel(
-    x, dt, A, B, C, D, z, bias, lengths, start, y, ungated, last, states,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks,
-    x_b, x_l, x_h, dt_b, dt_l, dt_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
-    REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr, KEEP: tl.constexpr, RETURN_LAST: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
+def step_kernel(
+    dt, A, bias, lengths, steps, batch, L, heads, chunks, dt_b, dt_l, dt_h,
+    REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    EXACT: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """y, and with KEEP the state that enters each chunk; RETURN_LAST also the state after the last step."""
+    """steps: (3, direction, b, h, chunk, Q): step sizes d, 0 beyond a row's length; within each chunk of a direction
+    the base-2 log decays s summed up to each step; and, EXACT, a second part of s, else s - log2 d, since what enters
+    at a step counts d times.
+
+    Differences of plain float32 sums lose the digits that the sums have before the point. EXACT: the first part is a
+    multiple of GRID, whose sums over a chunk are exact; what is left sums to less than a chunk's length times GRID.
+    What 16 bits hold does not see those digits.
+    """
+    row = tl.program_id(0).to(tl.int64)  # direction, batch, head
+    b = (row // heads) % batch
+    direction = row // (heads * batch)
+    all_head = direction * heads + row % heads
+    c = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
+    q = tl.arange(0, Q)
+    position = c[:, None] * Q + q[None, :]
+    length = L
+    if HAS_LENGTHS:
+        length = tl.load(lengths + b).to(tl.int32)
+    ok = position < length
+    raw = load_raw(dt, bias, b, all_head, position.to(tl.int64), ok, dt_b, dt_l, dt_h, HAS_BIAS)
+    d = tl.where(ok, step_size(raw, SOFTPLUS), 0.0)
+    g = tl.maximum(d * tl.load(A + all_head).to(tl.float32), SMALLEST_LOG_DECAY) * LOG2_E
+    reverse = (direction if not REVERSE else 1) != 0
+    coarse = g
+    if EXACT:
+        coarse = tl.floor(g / GRID + 0.5) * GRID
+        fine = g - coarse
+        fine = tl.where(reverse, tl.cumsum(fine, 1, reverse=True), tl.cumsum(fine, 1))
+    coarse = tl.where(reverse, tl.cumsum(coarse, 1, reverse=True), tl.cumsum(coarse, 1))
+    part = tl.num_programs(0).to(tl.int64) * chunks * Q
+    to = steps + row * chunks * Q + position
+    inside = (c < chunks)[:, None] & (q >= 0)[None, :]
+    tl.store(to, d, mask=inside)
+    tl.store(to + part, coarse, mask=inside)
+    if EXACT:
+        second = fine
+    else:
+        second = tl.where(d > 0.0, coarse - tl.log2(tl.where(d > 0.0, d, 1.0)), float("inf"))
+    tl.store(to + 2 * part, second, mask=inside)
+
+
+@triton.jit
+def load_sums(steps, part, q, EXACT: tl.constexpr):
+    """The two parts of the sums up to some steps of a chunk."""
+    coarse = tl.load(steps + part + q)
+    fine = 0.0
+    if EXACT:
+        fine = tl.load(steps + 2 * part + q)
+    return coarse, fine
+
+
+@triton.jit
+def load_entries(steps, part, q, EXACT: tl.constexpr):
+    """Two parts of sums whose difference to those of a later step says how much enters at some steps and is left then,
+    but for a factor: 1, or EXACT the step size."""
+    fine, factor = 0.0, 1.0
+    if EXACT:
+        coarse = tl.load(steps + part + q)
+        fine = tl.load(steps + 2 * part + q)
+        factor = tl.load(steps + q)
+    else:
+        coarse = tl.load(steps + 2 * part + q)
+    return coarse, fine, factor
+
+
+@triton.jit
+def power_of_difference(coarse, fine, less_coarse, less_fine, EXACT: tl.constexpr):
+    """2^(sum - less): what is left after the steps between."""
+    between = coarse - less_coarse
+    if EXACT:
+        between += fine - less_fine
+    return tl.exp2(between)
+
+
+@triton.jit
+def decay_between(to_coarse, to_fine, coarse, fine, to_order, order, EXACT: tl.constexpr):
+    """What is left at one step of what entered at another; 0 where the former comes before the latter: `order` are
+    positions times a number far above any sum."""
+    between = to_coarse - coarse
+    if EXACT:
+        between += to_fine - fine
+    # a minimum costs less than a comparison and a choice; the same position has order 0
+    return tl.exp2(tl.minimum(between, to_order - order + 1e29))
+
+
+@triton.jit
+def load_tile(pointer, stride, rows, ok, columns, width, WHOLE: tl.constexpr):
+    """Rows of a matrix, 0 where not ok; WHOLE: all columns are there."""
+    mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
+    return tl.load(pointer + (rows[:, None] * stride + columns[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(pointer, stride, rows, ok, columns, width, value, WHOLE: tl.constexpr):
+    """The opposite of `load_tile`."""
+    mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
+    tl.store(pointer + (rows[:, None] * stride + columns[None, :]), value, mask=mask)
+
+
+@triton.jit
+def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr):
+    """A state (n, p), 0 where it is not present."""
+    mask = tl.full((1, 1), True, dtype=tl.int1) & present
+    if not WHOLE:
+        mask = mask & (n < N)[:, None] & (p < P)[None, :]
+    return tl.load(pointer + n[:, None] * P + p[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_state(pointer, n, N, p, P, value, WHOLE: tl.constexpr):
+    if WHOLE:
+        tl.store(pointer + n[:, None] * P + p[None, :], value)
+    else:
+        tl.store(pointer + n[:, None] * P + p[None, :], value, mask=(n < N)[:, None] & (p < P)[None, :])
+
+
+@triton.jit(do_not_specialize=VARYING)
+def state_kernel(
+    v, K, z, lengths, steps, start, states, after, left,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
+    v_b, v_l, v_h, K_b, K_l, K_g, z_b, z_l, z_h,
+    REVERSE: tl.constexpr, HAS_Z: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr,
+    BACKWARD: tl.constexpr, KEEP: tl.constexpr, RETURN_AFTER: tl.constexpr, RETURN_LEFT: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """KEEP: the state that enters each chunk; RETURN_AFTER: that after the segment; RETURN_LEFT: the base-2 log of what
+    the segment leaves of the state that enters it.
+
+    Forward v is x and K is B; BACKWARD v is the gradient of y and K is C, and the state is its gradient, which travels
+    against the direction: what enters a chunk is the gradient of the state that leaves it.
+    """
     program = tl.program_id(0)
     segment = tl.program_id(1)
     tile = program % tiles
@@ -110,164 +197,69 @@ def forward_kernel(
     head = row % heads
     b = (row // heads) % batch
     direction = row // (heads * batch)
-    reverse = direction if not REVERSE else 1
-    length = L
-    if HAS_LENGTHS:
-        length = tl.load(lengths + b).to(tl.int32)
-    group = direction * (heads // heads_a_group) + head // heads_a_group
-    x += b * x_b + head * x_h
-    dt += b * dt_b + (direction * heads + head) * dt_h
-    B += b * B_b + group * B_g
-    C += b * C_b + group * C_g
-    y += ((direction * batch + b) * L * heads + head) * P
-    before = ungated + (b * L * heads + head) * P
-    if HAS_Z:
-        z += b * z_b + head * z_h
-    rate = tl.load(A + direction * heads + head).to(tl.float32)
-    shift = 0.0
-    if HAS_BIAS:
-        shift = tl.load(bias + direction * heads + head).to(tl.float32)
-    q = tl.arange(0, Q)
-    rows = tl.where(reverse != 0, -q, q)
-    y_l = heads * P
-    n = tl.arange(0, BN)
-    p = tile * BP + tl.arange(0, BP)
-    state_offsets = n[:, None] * P + p[None, :]
-    state_mask = (n < N)[:, None] & (p < P)[None, :]
-    if WHOLE:
-        state_mask = tl.full((BN, BP), True, dtype=tl.int1)
-    if HAS_START:
-        entering = start + (row * segments + segment) * N * P
-        h = tl.load(entering + state_offsets, mask=state_mask, other=0.0).to(tl.float32)
-    else:
-        h = tl.zeros((BN, BP), dtype=tl.float32)
-    skip = 0.0
-    if HAS_D:
-        skip = tl.load(D + head).to(tl.float32)
-    first = segment * chunks_a_segment
-    stop = tl.minimum(first + chunks_a_segment, chunks)
-    used = tl.minimum(stop, (length + Q - 1) // Q)
-    at = first_position(first, length, reverse, Q)
-    raw = load_steps(dt, at, rows, q < length - first * Q, dt_l)
-    B_c = load_tile(B, at, B_l, rows, q < length - first * Q, n, N, WHOLE)
-    for c in range(first, used):
-        if KEEP:
-            tl.store(states + (row * chunks + c) * N * P + state_offsets, h, mask=state_mask)
-        at = first_position(c, length, reverse, Q)
-        ok = q < length - c * Q
-        # Triton loads ahead what goes into a product as it is; the rest of the next chunk is asked for here
-        next_at = first_position(c + 1, length, reverse, Q)
-        next_ok = q < length - (c + 1) * Q
-        next_raw = load_steps(dt, next_at, rows, next_ok, dt_l)
-        next_B = load_tile(B, next_at, B_l, rows, next_ok, n, N, WHOLE)
-        d = tl.where(ok, step_size(raw.to(tl.float32) + shift, SOFTPLUS), 0.0)
-        X = load_tile(x, at, x_l, rows, ok, p, P, WHOLE)
-        C_c = load_tile(C, at, C_l, rows, ok, n, N, WHOLE)
-        g = log_decay(d, rate, ok)
-        coarse, fine, whole_coarse, whole_fine = sums_of_log(g)
-        from_start = tl.exp(coarse + fine)
-        to_end = tl.exp((whole_coarse - coarse) + (whole_fine - fine))
-        whole_decay = tl.exp(whole_coarse + whole_fine)
-        scores = tl.dot(C_c.to(DOT), tl.trans(B_c.to(DOT)), input_precision=PRECISION)
-        scores = scores * decay_between(coarse, fine, q) * d[None, :]
-        out = tl.dot(C_c.to(DOT), h.to(DOT), input_precision=PRECISION) * from_start[:, None]
-        out += tl.dot(scores.to(DOT), X.to(DOT), input_precision=PRECISION)
-        weighted = B_c.to(tl.float32) * (to_end * d)[:, None]
-        h = h * whole_decay + tl.dot(tl.trans(weighted.to(DOT)), X.to(DOT), input_precision=PRECISION)
-        if HAS_D:
-            out += skip * X.to(tl.float32)
-        raw, B_c = next_raw, next_B
-        if HAS_Z:
-            if KEEP:
-                store_tile(before, at, y_l, rows, ok, p, P, out, WHOLE)
-            out *= silu(load_tile(z, at, z_l, rows, ok, p, P, WHOLE).to(tl.float32))
-        store_tile(y, at, y_l, rows, ok, p, P, out, WHOLE)
-    if HAS_LENGTHS:
-        for c in range(tl.maximum(first, length // Q), stop):
-            padding = (q >= length - c * Q) & (q < L - c * Q)
-            nothing = tl.zeros((Q, BP), dtype=tl.float32)
-            store_tile(y, tl.cast(c * Q, tl.int64), y_l, q, padding, p, P, nothing, WHOLE)
-            if HAS_Z and KEEP:
-                store_tile(before, tl.cast(c * Q, tl.int64), y_l, q, padding, p, P, nothing, WHOLE)
-    if RETURN_LAST and segment == segments - 1:
-        tl.store(last + row * N * P + state_offsets, h, mask=state_mask)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def segment_kernel(
-    v, dt, A, K, z, bias, lengths, local, whole_log,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
-    v_b, v_l, v_h, dt_b, dt_l, dt_h, K_b, K_l, K_g, z_b, z_l, z_h,
-    REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, BACKWARD: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What each segment adds to the state, and the log of what it leaves of the state that enters it.
-
-    Forward v is x and K is B; BACKWARD v is the gradient of y and K is C, and the state is its gradient, which travels
-    from the last chunk to the first.
-    """
-    program = tl.program_id(0)
-    segment = tl.program_id(1)
-    tile = program % tiles
-    row = (program // tiles).to(tl.int64)
-    head = row % heads
-    b = (row // heads) % batch
-    direction = row // (heads * batch)
-    reverse = direction if not REVERSE else 1
+    reverse = (direction if not REVERSE else 1) != 0
+    down = reverse != BACKWARD
     length = L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
     group = direction * (heads // heads_a_group) + head // heads_a_group
     v += b * v_b + head * v_h
-    dt += b * dt_b + (direction * heads + head) * dt_h
     K += b * K_b + group * K_g
-    rate = tl.load(A + direction * heads + head).to(tl.float32)
-    shift = 0.0
-    if HAS_BIAS:
-        shift = tl.load(bias + direction * heads + head).to(tl.float32)
+    if HAS_Z:
+        z += b * z_b + head * z_h
+    steps += row * chunks * Q
+    part = (tl.num_programs(0) // tiles).to(tl.int64) * chunks * Q
+    last = tl.where(reverse, 0, Q - 1)
     q = tl.arange(0, Q)
-    rows = tl.where(reverse != 0, -q, q)
     n = tl.arange(0, BN)
     p = tile * BP + tl.arange(0, BP)
-    h = tl.zeros((BN, BP), dtype=tl.float32)
-    left = tl.zeros((), dtype=tl.float32)
-    first = segment * chunks_a_segment
-    used = tl.minimum(tl.minimum(first + chunks_a_segment, chunks), (length + Q - 1) // Q)
-    for k in range(first, used):
-        c = used - 1 - (k - first) if BACKWARD else k
-        at = first_position(c, length, reverse, Q)
-        ok = q < length - c * Q
-        raw = load_steps(dt, at, rows, ok, dt_l)
-        d = tl.where(ok, step_size(raw.to(tl.float32) + shift, SOFTPLUS), 0.0)
-        g = log_decay(d, rate, ok)
-        coarse, fine, whole_coarse, whole_fine = sums_of_log(g)
-        V = load_tile(v, at, v_l, rows, ok, p, P, WHOLE)
-        K_c = load_tile(K, at, K_l, rows, ok, n, N, WHOLE).to(tl.float32)
-        if BACKWARD:
-            V = V.to(tl.float32) * scale
-            if HAS_Z:
-                V *= silu(load_tile(z + b * z_b + head * z_h, at, z_l, rows, ok, p, P, WHOLE).to(tl.float32))
-            weighted = K_c * tl.exp(coarse + fine)[:, None]
-        else:
-            weighted = K_c * (tl.exp((whole_coarse - coarse) + (whole_fine - fine)) * d)[:, None]
-        whole = whole_coarse + whole_fine
-        h = h * tl.exp(whole) + tl.dot(tl.trans(weighted.to(DOT)), V.to(DOT), input_precision=PRECISION)
-        left += whole
     index = row * segments + segment
-    tl.store(local + index * N * P + n[:, None] * P + p[None, :], h, mask=(n < N)[:, None] & (p < P)[None, :])
-    if tile == 0:
-        tl.store(whole_log + index, left)
+    if HAS_START:
+        h = load_state(start + index * N * P, n, N, p, P, True, WHOLE).to(tl.float32)
+    else:
+        h = tl.zeros((BN, BP), dtype=tl.float32)
+    passed = tl.zeros((), dtype=tl.float32)
+    first = segment * chunks_a_segment
+    stop = tl.minimum(tl.minimum(first + chunks_a_segment, chunks), (length + Q - 1) // Q)
+    for k in range(first, stop):
+        c = tl.where(down, stop - 1 - (k - first), k)
+        at = (c * Q).to(tl.int64)
+        ok = q < length - c * Q
+        if KEEP:
+            store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE)
+        V = load_tile(v + at * v_l, v_l, q, ok, p, P, WHOLE)
+        K_c = load_tile(K + at * K_l, K_l, q, ok, n, N, WHOLE)
+        whole_coarse, whole_fine = load_sums(steps + at, part, last, EXACT)
+        if BACKWARD:
+            coarse, fine = load_sums(steps + at, part, q, EXACT)
+            weight = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
+            if HAS_Z:
+                V = V.to(tl.float32) * silu(load_tile(z + at * z_l, z_l, q, ok, p, P, WHOLE).to(tl.float32))
+            V = (V.to(tl.float32) * scale).to(DOT)
+        else:
+            coarse, fine, factor = load_entries(steps + at, part, q, EXACT)
+            weight = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT) * factor
+        weighted = (K_c.to(tl.float32) * weight[:, None]).to(DOT)
+        h *= power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT)
+        h = tl.dot(tl.trans(weighted), V.to(DOT), acc=h, input_precision=PRECISION)
+        passed += whole_coarse + whole_fine
+    if RETURN_AFTER:
+        store_state(after + index * N * P, n, N, p, P, h, WHOLE)
+    if RETURN_LEFT:
+        if tile == 0:
+            tl.store(left + index, passed)
 
 
 @triton.jit(do_not_specialize=["segments"])
 def pass_kernel(
-    local, whole_log, start, last, size, segments,
-    HAS_START: tl.constexpr, BACKWARD: tl.constexpr, RETURN_LAST: tl.constexpr, BLOCK: tl.constexpr,
+    local, left, start, last, size, segments, rows_a_direction,
+    REVERSE: tl.constexpr, HAS_START: tl.constexpr, BACKWARD: tl.constexpr, RETURN_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Replace what each segment adds by the state that enters it, in place, one segment after the other."""
     row = tl.program_id(0).to(tl.int64)
+    reverse = (row // rows_a_direction if not REVERSE else 1) != 0
+    down = reverse != BACKWARD
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = k < size
     if HAS_START:
@@ -275,180 +267,263 @@ def pass_kernel(
     else:
         h = tl.zeros((BLOCK,), dtype=tl.float32)
     for i in range(segments):
-        segment = segments - 1 - i if BACKWARD else i
+        segment = tl.where(down, segments - 1 - i, i)
         pointers = local + (row * segments + segment) * size + k
         added = tl.load(pointers, mask=mask, other=0.0)
-        left = tl.exp(tl.load(whole_log + row * segments + segment))
+        stays = tl.exp2(tl.load(left + row * segments + segment))
         tl.store(pointers, h, mask=mask)
-        h = h * left + added
+        h = h * stays + added
     if RETURN_LAST:
         tl.store(last + row * size + k, h, mask=mask)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def backward_kernel(
-    x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, dlast,
-    dx, ddt, dB, dC, dz, dstart, sums,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
-    x_b, x_l, x_h, dt_b, dt_l, dt_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h,
-    REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_DLAST: tl.constexpr, RETURN_DSTART: tl.constexpr,
+def output_kernel(
+    x, B, C, D, z, lengths, steps, states, y, ungated,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks, scale,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
+    DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, KEEP: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one head (or a tile of its width), chunk by chunk from the last to the first.
-
-    dx: (direction, b, l, h, p). ddt, dB, dC: (tile, ...) partial sums. sums: (3, direction, b, h, tile, segment), those
-    of A, dt_bias and D.
-    """
+    """y of one chunk of one head, `scale` times the sum of the directions; KEEP: also before the gate."""
     program = tl.program_id(0)
-    segment = tl.program_id(1)
+    c = tl.program_id(1)
     tile = program % tiles
-    row = (program // tiles).to(tl.int64)
-    head = row % heads
-    b = (row // heads) % batch
-    direction = row // (heads * batch)
-    directions = tl.num_programs(0) // (tiles * heads * batch)
-    reverse = direction if not REVERSE else 1
+    head = (program // tiles) % heads
+    b = (program // tiles // heads).to(tl.int64)
     length = L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
-    groups = heads // heads_a_group
-    group = direction * groups + head // heads_a_group
-    x += b * x_b + head * x_h
-    dt += b * dt_b + (direction * heads + head) * dt_h
-    B += b * B_b + group * B_g
-    C += b * C_b + group * C_g
-    dy += b * dy_b + head * dy_h
-    before = ungated + (b * L * heads + head) * P
-    if HAS_Z:
-        z += b * z_b + head * z_h
-        dz += (b * L * heads + head) * P
-    dx += ((direction * batch + b) * L * heads + head) * P
-    all_heads = directions * heads
-    ddt += (tile * batch + b) * L * all_heads + direction * heads + head
-    # (b, l, direction, group, head of the group and tile, n)
-    partials = heads_a_group * tiles
-    matrix_row = directions * groups * partials * N
-    matrix_base = b * L * matrix_row + (group * partials + (head % heads_a_group) * tiles + tile) * N
-    dB += matrix_base
-    dC += matrix_base
-    rate = tl.load(A + direction * heads + head).to(tl.float32)
-    shift = 0.0
-    if HAS_BIAS:
-        shift = tl.load(bias + direction * heads + head).to(tl.float32)
+    at = (c * Q).to(tl.int64)
     q = tl.arange(0, Q)
-    rows = tl.where(reverse != 0, -q, q)
-    y_l = heads * P
     n = tl.arange(0, BN)
     p = tile * BP + tl.arange(0, BP)
-    state_offsets = n[:, None] * P + p[None, :]
-    state_mask = (n < N)[:, None] & (p < P)[None, :]
-    if WHOLE:
-        state_mask = tl.full((BN, BP), True, dtype=tl.int1)
-    if HAS_DLAST:
-        dh = tl.load(dlast + (row * segments + segment) * N * P + state_offsets, mask=state_mask, other=0.0)
-    else:
-        dh = tl.zeros((BN, BP), dtype=tl.float32)
-    # of each step of a chunk: summed over steps at the end
-    dA = tl.zeros((Q,), dtype=tl.float32)
-    dshift = tl.zeros((Q,), dtype=tl.float32)
-    dD = tl.zeros((Q,), dtype=tl.float32)
-    skip = 0.0
+    ok = q < length - c * Q
+    part = (tl.num_programs(0) // tiles * DIRECTIONS).to(tl.int64) * chunks * Q
+    X = load_tile(x + b * x_b + head * x_h + at * x_l, x_l, q, ok, p, P, WHOLE)
+    out = tl.zeros((Q, BP), dtype=tl.float32)
+    for direction in range(DIRECTIONS):
+        reverse = REVERSE or direction == 1
+        group = direction * (heads // heads_a_group) + head // heads_a_group
+        row = (direction * batch + b) * heads + head
+        own = steps + (row * chunks + c) * Q
+        B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
+        C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
+        coarse, fine = load_sums(own, part, q, EXACT)
+        if HAS_STATES:
+            h = load_state(states + (row * chunks + c) * N * P, n, N, p, P, c * Q < length, WHOLE).to(DOT)
+            from_start = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
+            out += tl.dot(C_c, h, input_precision=PRECISION) * from_start[:, None]
+        entry, fine_entry, factor = load_entries(own, part, q[None, :], EXACT)
+        coarse, fine = load_sums(own, part, q[:, None], EXACT)
+        order = tl.where(reverse, -q, q).to(tl.float32) * 1e30
+        decay = decay_between(coarse, fine, entry, fine_entry, order[:, None], order[None, :], EXACT) * factor
+        scores = (tl.dot(C_c, tl.trans(B_c), input_precision=PRECISION) * decay).to(DOT)
+        out = tl.dot(scores, X.to(DOT), acc=out, input_precision=PRECISION)
+    out *= scale
     if HAS_D:
-        skip = tl.load(D + head).to(tl.float32) / scale
-    first = segment * chunks_a_segment
-    stop = tl.minimum(first + chunks_a_segment, chunks)
-    used = tl.minimum(stop, (length + Q - 1) // Q)
-    for k in range(first, used):
-        c = used - 1 - (k - first)
-        at = first_position(c, length, reverse, Q)
-        ok = q < length - c * Q
-        raw = load_steps(dt, at, rows, ok, dt_l).to(tl.float32) + shift
-        d = tl.where(ok, step_size(raw, SOFTPLUS), 0.0)
-        X = load_tile(x, at, x_l, rows, ok, p, P, WHOLE)
-        B_c = load_tile(B, at, B_l, rows, ok, n, N, WHOLE)
-        C_c = load_tile(C, at, C_l, rows, ok, n, N, WHOLE)
-        G = load_tile(dy, at, dy_l, rows, ok, p, P, WHOLE).to(tl.float32)
-        if HAS_Z:
-            Z = load_tile(z, at, z_l, rows, ok, p, P, WHOLE).to(tl.float32)
-            sigmoid = 1.0 / (1.0 + tl.exp(-Z))
-            if direction == 0:
-                own = load_tile(before, at, y_l, rows, ok, p, P, WHOLE).to(tl.float32)
-                slope = G * own * sigmoid * (1.0 + Z * (1.0 - sigmoid))
-                store_tile(dz, at, y_l, rows, ok, p, P, slope, WHOLE)
-            G *= Z * sigmoid
-        if HAS_D:
-            dD += tl.sum(G * X.to(tl.float32), 1)
-        G_s = (G * scale).to(DOT)
-        h = tl.load(states + (row * chunks + c) * N * P + state_offsets, mask=state_mask, other=0.0)
-        dwhole = tl.sum(tl.sum(h.to(tl.float32) * dh, 1), 0)
-        g = log_decay(d, rate, ok)
-        coarse, fine, whole_coarse, whole_fine = sums_of_log(g)
-        from_start = tl.exp(coarse + fine)
-        to_end = tl.exp((whole_coarse - coarse) + (whole_fine - fine))
-        whole_decay = tl.exp(whole_coarse + whole_fine)
+        out += tl.load(D + head).to(tl.float32) * X.to(tl.float32)
+    y_l = heads * P
+    to = ((b * L + at) * heads + head) * P
+    inside = q < L - c * Q
+    if HAS_Z:
+        if KEEP:
+            store_tile(ungated + to, y_l, q, inside, p, P, out, WHOLE)
+        out *= silu(load_tile(z + b * z_b + head * z_h + at * z_l, z_l, q, ok, p, P, WHOLE).to(tl.float32))
+    store_tile(y + to, y_l, q, inside, p, P, out, WHOLE)
 
-        scores = tl.dot(C_c.to(DOT), tl.trans(B_c.to(DOT)), input_precision=PRECISION)
-        decay = decay_between(coarse, fine, q)
-        dscores = tl.dot(G_s, tl.trans(X.to(DOT)), input_precision=PRECISION) * decay
-        inner = dscores * scores
-        ddirect = tl.sum(inner, 0)
-        # the diagonal enters and leaves the log decays with opposite signs: left out of both
-        inner = tl.where(q[:, None] > q[None, :], inner, 0.0) * d[None, :]
-        dtotal = tl.sum(inner, 1) - tl.sum(inner, 0)
-        weights = (scores * decay * d[None, :]).to(DOT)
-        dscores = (dscores * d[None, :]).to(DOT)
-        dC_s = tl.dot(G_s, tl.trans(h.to(DOT)), input_precision=PRECISION) * from_start[:, None]
-        dtotal += tl.sum(dC_s * C_c.to(tl.float32), 1)
-        dC_s += tl.dot(dscores, B_c.to(DOT), input_precision=PRECISION)
-        store_tile(dC, at, matrix_row, rows, ok, n, N, dC_s, WHOLE)
-        dB_s = tl.dot(X.to(DOT), tl.trans(dh.to(DOT)), input_precision=PRECISION) * to_end[:, None]
-        entering = tl.sum(dB_s * B_c.to(tl.float32), 1)
-        ddirect += entering
-        entering *= d
-        dtotal -= entering
-        dB_s = dB_s * d[:, None] + tl.dot(tl.trans(dscores), C_c.to(DOT), input_precision=PRECISION)
-        store_tile(dB, at, matrix_row, rows, ok, n, N, dB_s, WHOLE)
-        dX = tl.dot(tl.trans(weights), G_s, input_precision=PRECISION)
-        dX += tl.dot(B_c.to(DOT), dh.to(DOT), input_precision=PRECISION) * (to_end * d)[:, None]
-        if HAS_D:
-            if direction == 0:
-                dX += skip * G_s.to(tl.float32)
-        store_tile(dx, at, y_l, rows, ok, p, P, dX, WHOLE)
-        dwhole = dwhole * whole_decay + tl.sum(entering, 0)
-        dg = tl.cumsum(dtotal, 0, reverse=True) + dwhole
-        dg = tl.where(ok & (d * rate > SMALLEST_LOG_DECAY), dg, 0.0)
-        dA += dg * d
-        dstep = ddirect + dg * rate
-        if SOFTPLUS:
-            dstep *= 1.0 / (1.0 + tl.exp(-raw))
-        dstep = tl.where(ok, dstep, 0.0)
-        dshift += dstep
-        tl.store(ddt + at * all_heads + rows * all_heads, dstep, mask=ok)
-        weighted = C_c.to(tl.float32) * from_start[:, None]
-        dh = dh * whole_decay + tl.dot(tl.trans(weighted.to(DOT)), G_s, input_precision=PRECISION)
+
+@triton.jit(do_not_specialize=VARYING)
+def gradient_kernel(
+    x, B, C, D, z, lengths, steps, states, dstates, ungated, dy,
+    dx, dB, dC, dz, dsteps, dwhole,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks, scale,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h,
+    DIRECTION: tl.constexpr, DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one chunk of one head (or a tile of its width) in one direction.
+
+    dx, dz: (b, l, h, p); the second direction adds its share to dx. dB, dC: partial sums of each head and tile. dsteps:
+    (5, tile, direction, b, h, chunk, Q): of the step sizes where they multiply x; what each step leaves to the end of
+    the chunk (with HAS_DSTATES) and to its later steps; what it takes of earlier ones and of the state (with
+    HAS_STATES). dwhole: (2, tile, direction, b, h, chunk): what the chunk keeps of the state that enters, and the
+    gradient of D.
+    """
+    program = tl.program_id(0)
+    c = tl.program_id(1)
+    tile = program % tiles
+    head = (program // tiles) % heads
+    b = (program // tiles // heads).to(tl.int64)
+    length = L
     if HAS_LENGTHS:
-        for c in range(tl.maximum(first, length // Q), stop):
-            at = tl.cast(c * Q, tl.int64)
-            padding = (q >= length - c * Q) & (q < L - c * Q)
-            nothing = tl.zeros((Q, BP), dtype=tl.float32)
-            store_tile(dx, at, y_l, q, padding, p, P, nothing, WHOLE)
-            if HAS_Z:
-                if direction == 0:
-                    store_tile(dz, at, y_l, q, padding, p, P, nothing, WHOLE)
-            no_matrix = tl.zeros((Q, BN), dtype=tl.float32)
-            store_tile(dB, at, matrix_row, q, padding, n, N, no_matrix, WHOLE)
-            store_tile(dC, at, matrix_row, q, padding, n, N, no_matrix, WHOLE)
-            tl.store(ddt + at * all_heads + q * all_heads, tl.zeros((Q,), dtype=tl.float32), mask=padding)
-    sums += program.to(tl.int64) * segments + segment
-    all_sums = segments.to(tl.int64) * tl.num_programs(0)
-    tl.store(sums, tl.sum(dA, 0))
-    tl.store(sums + all_sums, tl.sum(dshift, 0))
+        length = tl.load(lengths + b).to(tl.int32)
+    at = (c * Q).to(tl.int64)
+    q = tl.arange(0, Q)
+    n = tl.arange(0, BN)
+    p = tile * BP + tl.arange(0, BP)
+    ok = q < length - c * Q
+    inside = q < L - c * Q
+    y_l = heads * P
+    groups = heads // heads_a_group
+    partials = heads_a_group * tiles
+    matrix_row = DIRECTIONS * groups * partials * N
+    rows = batch * heads * DIRECTIONS
+    part = rows.to(tl.int64) * chunks * Q
+    x += b * x_b + at * x_l
+    dy += b * dy_b + at * dy_l
+    if HAS_Z:
+        z += b * z_b + at * z_l
+    direction: tl.constexpr = DIRECTION
+    reverse: tl.constexpr = REVERSE or DIRECTION == 1
+    group = direction * groups + head // heads_a_group
+    row = (direction * batch + b) * heads + head
+    own = steps + (row * chunks + c) * Q
+    to = ((b * L + at) * heads + head) * P
+    # all loads first: one wait
+    B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
+    C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
+    G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(tl.float32)
+    X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
+    if HAS_DSTATES:
+        dh = load_state(dstates + (row * chunks + c) * N * P, n, N, p, P, c * Q < length, WHOLE).to(DOT)
+    if HAS_STATES:
+        h = load_state(states + (row * chunks + c) * N * P, n, N, p, P, c * Q < length, WHOLE).to(DOT)
+    d = tl.load(own + q)
+    whole_coarse, whole_fine = load_sums(own, part, 0 if reverse else Q - 1, EXACT)
+    coarse, fine = load_sums(own, part, q, EXACT)
+    if HAS_Z:
+        Z = load_tile(z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
+        sigmoid = 1.0 / (1.0 + tl.exp(-Z))
+        if direction == 0:
+            before = load_tile(ungated + to, y_l, q, ok, p, P, WHOLE).to(tl.float32)
+            slope = G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid))
+            store_tile(dz + to, y_l, q, inside, p, P, slope, WHOLE)
+        G *= Z * sigmoid
     # both directions see the skip: one of them counts it
-    tl.store(sums + 2 * all_sums, tl.where(direction == 0, tl.sum(dD, 0), 0.0))
-    if RETURN_DSTART and segment == 0:
-        tl.store(dstart + row * N * P + state_offsets, dh, mask=state_mask)
+    dD = 0.0
+    skip = 0.0
+    if HAS_D and direction == 0:
+        dD = tl.sum(tl.sum(G * X.to(tl.float32), 1), 0)
+        skip = tl.load(D + head).to(tl.float32) / scale
+    G = (G * scale).to(DOT)
+    from_start = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
+    to_end = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT)
+    to_step = dsteps + ((tile * rows + row) * chunks + c) * Q + q
+    to_whole = dwhole + (tile * rows + row) * chunks + c
+    kept = 0.0
+    if HAS_STATES and HAS_DSTATES:
+        kept = tl.sum(tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1), 0)
+        kept *= power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT)
+    tl.store(to_whole, kept)
+    tl.store(to_whole + tiles * rows * chunks, dD)
+    # of u = d x; matrices of steps are (from, to)
+    dU = tl.zeros((Q, BP), dtype=tl.float32)
+    direct = tl.zeros((Q,), dtype=tl.float32)
+    if HAS_DSTATES:
+        dU = tl.dot(B_c, dh, input_precision=PRECISION) * to_end[:, None]
+        direct = tl.sum(dU * X.to(tl.float32), 1)
+        tl.store(to_step + tiles * part, direct * d)
+    order = (-q if reverse else q).to(tl.float32) * 1e30
+    coarse, fine = load_sums(own, part, q[:, None], EXACT)
+    to_coarse, to_fine = load_sums(own, part, q[None, :], EXACT)
+    decay = decay_between(to_coarse, to_fine, coarse, fine, order[None, :], order[:, None], EXACT)
+    scores = tl.dot(B_c, tl.trans(C_c), input_precision=PRECISION) * decay
+    dU = tl.dot(scores.to(DOT), G, acc=dU, input_precision=PRECISION)
+    dX = dU * d[:, None] + skip * G.to(tl.float32)
+    if direction > 0:
+        dX += load_tile(dx + to, y_l, q, inside, p, P, WHOLE).to(tl.float32)
+    store_tile(dx + to, y_l, q, inside, p, P, dX, WHOLE)
+    dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
+    inner = scores * dscores
+    tl.store(to_step, direct + tl.sum(inner, 1))
+    inner *= d[:, None]
+    if EXACT:
+        # the diagonal enters and leaves the log decays with opposite signs; where its digits count, left out
+        inner = tl.where(q[:, None] == q[None, :], 0.0, inner)
+    tl.store(to_step + 2 * tiles * part, tl.sum(inner, 1))
+    tl.store(to_step + 3 * tiles * part, tl.sum(inner, 0))
+    dscores = (dscores * decay * d[:, None]).to(DOT)
+    dB_c = tl.zeros((Q, BN), dtype=tl.float32)
+    if HAS_DSTATES:
+        dB_c = tl.dot(X, tl.trans(dh), input_precision=PRECISION) * (to_end * d)[:, None]
+    dB_c = tl.dot(dscores, C_c, acc=dB_c, input_precision=PRECISION)
+    dC_c = tl.zeros((Q, BN), dtype=tl.float32)
+    if HAS_STATES:
+        dC_c = tl.dot(G, tl.trans(h), input_precision=PRECISION) * from_start[:, None]
+        tl.store(to_step + 4 * tiles * part, tl.sum(dC_c * C_c.to(tl.float32), 1))
+    dC_c = tl.dot(tl.trans(dscores), B_c, acc=dC_c, input_precision=PRECISION)
+    matrix = (((b * L + at) * DIRECTIONS * groups + group) * partials + (head % heads_a_group) * tiles + tile) * N
+    store_tile(dB + matrix, matrix_row, q, inside, n, N, dB_c, WHOLE)
+    store_tile(dC + matrix, matrix_row, q, inside, n, N, dC_c, WHOLE)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def step_gradient_kernel(
+    dt, A, bias, lengths, steps, dsteps, dwhole, ddt, sums,
+    batch, L, heads, tiles, chunks, dt_b, dt_l, dt_h,
+    REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """ddt (b, l, direction h), and sums (3, direction, b, h, block of chunks), the gradients of A, dt_bias and D."""
+    rows = tl.num_programs(0)
+    row = tl.program_id(0).to(tl.int64)
+    b = (row // heads) % batch
+    direction = row // (heads * batch)
+    all_head = direction * heads + row % heads
+    c = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
+    q = tl.arange(0, Q)
+    position = c[:, None] * Q + q[None, :]
+    length = L
+    if HAS_LENGTHS:
+        length = tl.load(lengths + b).to(tl.int32)
+    ok = position < length
+    raw = load_raw(dt, bias, b, all_head, position.to(tl.int64), ok, dt_b, dt_l, dt_h, HAS_BIAS)
+    rate = tl.load(A + all_head).to(tl.float32)
+    inside = (c < chunks)[:, None] & (q >= 0)[None, :]
+    of_step = row * chunks * Q + position
+    part = rows.to(tl.int64) * chunks * Q
+    d = tl.load(steps + of_step, mask=inside, other=0.0)
+    reverse = (direction if not REVERSE else 1) != 0
+    before = tl.where(reverse, q + 1, q - 1)
+    direct = tl.zeros((CHUNKS, Q), dtype=tl.float32)
+    entered = tl.zeros((CHUNKS, Q), dtype=tl.float32)
+    summed = tl.zeros((CHUNKS, Q), dtype=tl.float32)
+    whole = tl.zeros((CHUNKS,), dtype=tl.float32)
+    dD = tl.zeros((CHUNKS,), dtype=tl.float32)
+    for tile in range(tiles):
+        direct += tl.load(dsteps + tile * part + of_step, mask=inside, other=0.0)
+        if HAS_DSTATES:
+            there = inside & ((before >= 0) & (before < Q))[None, :]
+            one_before = row * chunks * Q + c[:, None] * Q + before[None, :]
+            entered += tl.load(dsteps + (tiles + tile) * part + one_before, mask=there, other=0.0)
+        summed -= tl.load(dsteps + (2 * tiles + tile) * part + of_step, mask=inside, other=0.0)
+        summed += tl.load(dsteps + (3 * tiles + tile) * part + of_step, mask=inside, other=0.0)
+        if HAS_STATES:
+            summed += tl.load(dsteps + (4 * tiles + tile) * part + of_step, mask=inside, other=0.0)
+        whole += tl.load(dwhole + (tile * rows + row) * chunks + c, mask=c < chunks, other=0.0)
+        dD += tl.load(dwhole + ((tiles + tile) * rows + row) * chunks + c, mask=c < chunks, other=0.0)
+    # the log decay of a step is in the sums of all that the direction takes from it on in its chunk, and decays what
+    # entered before it and is left at the end: a sum of its own, small beside that of all
+    summed = tl.where(reverse, tl.cumsum(summed, 1), tl.cumsum(summed, 1, reverse=True))
+    entered = tl.where(reverse, tl.cumsum(entered, 1, reverse=True), tl.cumsum(entered, 1))
+    dlog = summed + entered + whole[:, None]
+    dlog = tl.where(ok & (d * rate > SMALLEST_LOG_DECAY), dlog, 0.0)
+    dstep = direct + dlog * rate
+    if SOFTPLUS:
+        dstep *= 1.0 / (1.0 + tl.exp(-raw))
+    dstep = tl.where(ok, dstep, 0.0)
+    all_heads = rows // batch
+    tl.store(ddt + (b * L + position) * all_heads + all_head, dstep, mask=position < L)
+    to = sums + row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(to, tl.sum(tl.sum(dlog * d, 1), 0))
+    part = rows.to(tl.int64) * tl.num_programs(1)
+    tl.store(to + part, tl.sum(tl.sum(dstep, 1), 0))
+    tl.store(to + 2 * part, tl.sum(dD, 0))
 
 
 @triton.jit(do_not_specialize=["L", "rows"])

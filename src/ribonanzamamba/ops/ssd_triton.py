@@ -10,16 +10,23 @@ from torch.autograd.function import once_differentiable
 
 from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, dot_type, next_power_of_2, on_launch, processors
 
-LONGEST_CHUNK = 32
-"""Positions a chunk: the tiles of 64 spill registers in the backward pass, which then takes half as long again."""
+LONGEST_CHUNK, LONGEST_WIDE_CHUNK = 64, 32
+"""Positions a chunk: 64 rows are what a matrix unit takes at a time; float32 tiles of them would spill registers."""
 WIDEST_TILE = 64
 """Channels of a head that one program takes."""
 LARGEST_STATE_TILE = 64 * 64
-"""Numbers of the state that one program of the backward pass holds: half of it spills nothing, but is no faster."""
-FORWARD_LAUNCH = {"num_warps": 4, "num_stages": 3}
-BACKWARD_LAUNCH = {"num_warps": 4, "num_stages": 1}
+"""Numbers of the state that one program of the backward pass takes."""
+STATE_LAUNCH = {"num_warps": 4, "num_stages": 3}
+OUTPUT_LAUNCH = {"num_warps": 4, "num_stages": 1}
+GRADIENT_LAUNCH = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
+"""Three programs a multiprocessor; 100 bytes spilled cost less than the third one gains."""
+WIDE_GRADIENT_LAUNCH = GRADIENT_LAUNCH | {"maxnreg": 255}
+"""Of float32. Left to itself, the assembler can choose 32 registers (Triton 3.6)."""
+STEPS_A_PROGRAM = 512
+"""Of the kernels that see step sizes only."""
 PROGRAMS_A_PROCESSOR = 2
-"""With more, in shorter segments, finding the states that enter them costs more than the waiting that it hides."""
+"""Walks side by side. With more, in shorter segments, finding the states that enter them costs more than the waiting
+that it hides."""
 FEWEST_CHUNKS = 4
 """Chunks a segment: shorter ones spend more on finding the state that enters them than they gain."""
 
@@ -58,26 +65,42 @@ class Plan:
         return {"Q": self.Q, "BN": self.BN, "BP": self.BP, "WHOLE": whole}
 
     @functools.cached_property
-    def grid(self) -> tuple[int, int]:
+    def walks(self) -> tuple[int, int]:
+        """Grid of what goes from chunk to chunk."""
         return self.rows * self.tiles, self.segments
 
+    @functools.cached_property
+    def all_chunks(self) -> tuple[int, int]:
+        """Grid of what takes each chunk by itself."""
+        return self.batch * self.heads * self.tiles, self.chunks
 
-def chunk_size(length: int) -> int:
-    return min(LONGEST_CHUNK, max(16, next_power_of_2(length)))
+    @functools.cached_property
+    def chunks_a_program(self) -> int:
+        """Of the kernels that see step sizes only."""
+        return min(next_power_of_2(self.chunks), max(1, STEPS_A_PROGRAM // self.Q))
+
+    @functools.cached_property
+    def all_steps(self) -> tuple[int, int]:
+        return self.rows, cdiv(self.chunks, self.chunks_a_program)
+
+
+def chunk_size(length: int, dtype: torch.dtype) -> int:
+    longest = LONGEST_WIDE_CHUNK if dtype == torch.float32 else LONGEST_CHUNK
+    return min(longest, max(16, next_power_of_2(length)))
 
 
 def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Plan:
     """How the pass over these tensors is cut."""
-    return planned(*x.shape, B.shape[2] // directions, B.shape[3], directions, backward, processors(x.device))
+    Q = chunk_size(x.shape[1], x.dtype)
+    return planned(*x.shape, B.shape[2] // directions, B.shape[3], directions, Q, backward, processors(x.device))
 
 
 @functools.lru_cache(maxsize=1024)
 def planned(
-    batch: int, length: int, heads: int, width: int, groups: int, state: int, directions: int, backward: bool,
+    batch: int, length: int, heads: int, width: int, groups: int, state: int, directions: int, Q: int, backward: bool,
     processors: int,
 ) -> Plan:  # fmt: skip
-    """Chunk, tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
-    Q = chunk_size(length)
+    """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     BN = max(16, next_power_of_2(state))
     widest = max(16, min(WIDEST_TILE, LARGEST_STATE_TILE // BN)) if backward else WIDEST_TILE
     BP = min(widest, max(16, next_power_of_2(width)))
@@ -113,37 +136,93 @@ def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     lengths: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, directions: int, scale: float,
     keep: bool, return_last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output, last state, and for the gradient the entering states and the output before the gate.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, last state, and for the gradient the step sizes with their sums, the entering states and the output
+    before the gate.
 
     What is not asked for is an empty tensor. x (b, l, h, p), dt (b, l, directions h), A (directions h,),
     B, C (b, l, directions g, n); start and last (b, h, n, p) float32, of one direction.
     """
     cut = plan(x, B, directions)
-    both = directions == 2
-    y = x.new_empty((directions, *x.shape) if both else x.shape)
-    state = (cut.state, cut.width)
-    last = x.new_empty((cut.batch, cut.heads, *state) if return_last else 0, dtype=torch.float32)
-    # rounded copies: the recurrence itself goes on from the registers
-    states = x.new_empty((cut.rows, cut.chunks, *state) if keep else 0)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    last = x.new_empty((cut.batch, cut.heads, cut.state, cut.width) if return_last else 0, dtype=torch.float32)
     ungated = x.new_empty(x.shape if keep and z is not None else 0)
     dot, precision = dot_type(x.dtype)
-    entering = start
+    exact = x.dtype == torch.float32
     with device_of(x):
-        if cut.segments > 1:
-            entering = segment_states(x, dt, A, B, None, bias, lengths, start, None, softplus, reverse, 1.0, cut, False)
-        kernels().forward_kernel[cut.grid](
-            x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, entering, y, ungated, last, states,
-            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
-            cut.chunks_a_segment, cut.segments, cut.chunks,
-            *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z),
-            REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
-            HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None, KEEP=keep,
-            RETURN_LAST=return_last, DOT=dot, PRECISION=precision, **cut.tile, **FORWARD_LAUNCH,
+        steps = summed_steps(dt, A, bias, lengths, softplus, reverse, cut, exact)
+        states = x.new_empty(0)
+        if has_states(cut.chunks, start) or return_last:
+            states = entering_states(x, B, None, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
+        kernels().output_kernel[cut.all_chunks](
+            x, B, C, D, z, lengths, steps, states, y, ungated,
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups, cut.chunks,
+            scale, *strides(x), *strides(B), *strides(C), *strides(z),
+            DIRECTIONS=directions, REVERSE=reverse, HAS_D=D is not None, HAS_Z=z is not None,
+            HAS_LENGTHS=lengths is not None, HAS_STATES=has_states(cut.chunks, start), KEEP=keep, DOT=dot,
+            PRECISION=precision, EXACT=exact, **cut.tile, **OUTPUT_LAUNCH,
         )  # fmt: skip
-        if both:
-            y = merge(y, x, D, z, lengths, ungated, scale, keep)
-    return y, last, states, ungated
+    if not keep:
+        steps, states = steps.new_empty(0), states.new_empty(0)
+    elif not has_states(cut.chunks, start):
+        states = states.new_empty(0)
+    return y, last, steps, states, ungated
+
+
+def has_states(chunks: int, start: Tensor | None) -> bool:
+    """Whether anything enters a chunk from outside."""
+    return chunks > 1 or start is not None
+
+
+def summed_steps(
+    dt: Tensor, A: Tensor, bias: Tensor | None, lengths: Tensor | None, softplus: bool, reverse: bool, cut: Plan,
+    exact: bool,
+) -> Tensor:  # fmt: skip
+    """Step sizes and sums of log decays (3, rows, chunks, Q): `step_kernel`."""
+    steps = dt.new_empty((3, cut.rows, cut.chunks, cut.Q), dtype=torch.float32)
+    kernels().step_kernel[cut.all_steps](
+        dt, A, bias, lengths, steps, cut.batch, cut.length, cut.heads, cut.chunks, *strides(dt),
+        REVERSE=reverse, SOFTPLUS=softplus, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, EXACT=exact,
+        Q=cut.Q, CHUNKS=cut.chunks_a_program, num_warps=4,
+    )  # fmt: skip
+    return steps
+
+
+def entering_states(
+    v: Tensor, K: Tensor, z: Tensor | None, lengths: Tensor | None, steps: Tensor, start: Tensor | None,
+    last: Tensor | None, reverse: bool, scale: float, cut: Plan, exact: bool, backward: bool,
+) -> Tensor:  # fmt: skip
+    """The state that enters each chunk (rows, chunks, n, p), rounded copies of what is walked in float32, and in
+    `last`, unless that is empty, the one after all of them; `backward`: its gradient, from the other end."""
+    states = v.new_empty((cut.rows, cut.chunks, cut.state, cut.width))
+    dot, precision = dot_type(v.dtype)
+    return_last = last is not None and last.numel() > 0
+
+    def walk(start: Tensor | None, after: Tensor | None, left: Tensor | None, keep: bool) -> None:
+        kernels().state_kernel[cut.walks](
+            v, K, z, lengths, steps, start, states, after, left,
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
+            cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K), *strides(z),
+            REVERSE=reverse, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, HAS_START=start is not None,
+            BACKWARD=backward, KEEP=keep, RETURN_AFTER=after is not None, RETURN_LEFT=left is not None, DOT=dot,
+            PRECISION=precision, EXACT=exact, **cut.tile, **STATE_LAUNCH,
+        )  # fmt: skip
+
+    if cut.segments == 1:
+        walk(start, last if return_last else None, None, True)
+        return states
+    size = cut.state * cut.width
+    local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
+    left = v.new_empty((cut.rows, cut.segments), dtype=torch.float32)
+    walk(None, local, left, False)
+    block = min(1024, next_power_of_2(size))
+    kernels().pass_kernel[(cut.rows, cdiv(size, block))](
+        local, left, start, last, size, cut.segments, cut.batch * cut.heads,
+        REVERSE=reverse, HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=return_last, BLOCK=block,
+        num_warps=4,
+    )  # fmt: skip
+    walk(local, None, None, True)
+    return states
 
 
 def merge(
@@ -162,69 +241,54 @@ def merge(
     return out
 
 
-def segment_states(
-    v: Tensor, dt: Tensor, A: Tensor, K: Tensor, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None,
-    start: Tensor | None, last: Tensor | None, softplus: bool, reverse: bool, scale: float, cut: Plan, backward: bool,
-) -> Tensor:  # fmt: skip
-    """The state that enters each segment (rows, segments, n, p); `backward`: its gradient, from the other end."""
-    size = cut.state * cut.width
-    local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
-    left = v.new_empty((cut.rows, cut.segments), dtype=torch.float32)
-    dot, precision = dot_type(v.dtype)
-    kernels().segment_kernel[cut.grid](
-        v, dt, A, K, z, bias, lengths, local, left,
-        cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
-        cut.chunks_a_segment, cut.segments, cut.chunks, scale,
-        *strides(v), *strides(dt), *strides(K), *strides(z),
-        REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
-        HAS_LENGTHS=lengths is not None, BACKWARD=backward, DOT=dot, PRECISION=precision, **cut.tile, **FORWARD_LAUNCH,
-    )  # fmt: skip
-    block = min(1024, next_power_of_2(size))
-    kernels().pass_kernel[(cut.rows, cdiv(size, block))](
-        local, left, start, last, size, cut.segments,
-        HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=last is not None, BLOCK=block, num_warps=4,
-    )  # fmt: skip
-    return local
-
-
 def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, states: Tensor, ungated: Tensor, softplus: bool,
-    reverse: bool, directions: int, scale: float, return_dstart: bool,
+    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, states: Tensor, ungated: Tensor,
+    softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, of dt, of B and C together (2, b, l, directions g, n), of A, dt_bias and D together (3,
     directions, h) in float32 (D's with the first direction), of z and of the initial state (empty: there is none)."""
     cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
-    narrow = x.dtype
-    dx = x.new_empty((directions, *x.shape))
-    ddt = x.new_empty((cut.tiles, *dt.shape), dtype=dt.dtype if cut.tiles == 1 else torch.float32)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    ddt = torch.empty_like(dt, memory_format=torch.contiguous_format)
     partials = cut.heads // cut.groups * cut.tiles
-    shape = (cut.batch, cut.length, directions * cut.groups, partials, cut.state)
     # together: one sum for both
-    matrices = x.new_empty((2, *shape), dtype=narrow)
+    matrices = x.new_empty((2, cut.batch, cut.length, directions * cut.groups, partials, cut.state))
     dB, dC = matrices.unbind()
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
-    sums = x.new_empty((3, directions, cut.batch, cut.heads, cut.tiles * cut.segments), dtype=torch.float32)
+    dsteps = steps.new_empty((5, cut.tiles, cut.rows, cut.chunks, cut.Q))
+    dwhole = steps.new_empty((2, cut.tiles, directions, cut.batch, cut.heads, cut.chunks))
+    sums = steps.new_empty((3, directions, cut.batch, cut.heads, cut.all_steps[1]))
     dot, precision = dot_type(x.dtype)
+    exact = x.dtype == torch.float32
     with device_of(x):
-        entering = dlast
-        if cut.segments > 1:
-            entering = segment_states(dy, dt, A, C, z, bias, lengths, dlast, None, softplus, reverse, scale, cut, True)
-        kernels().backward_kernel[cut.grid](
-            x, dt, A, B, C, D, z, bias, lengths, states, ungated, dy, entering, dx, ddt, dB, dC, dz, dstart, sums,
-            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
-            cut.chunks_a_segment, cut.segments, cut.chunks, scale,
-            *strides(x), *strides(dt), *strides(B), *strides(C), *strides(z), *strides(dy),
-            REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
-            HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
-            DOT=dot, PRECISION=precision, **cut.tile, **BACKWARD_LAUNCH,
+        dstates = states.new_empty(0)
+        if has_states(cut.chunks, dlast) or return_dstart:
+            dstates = entering_states(dy, C, z, lengths, steps, dlast, dstart, reverse, scale, cut, exact, True)
+        # one after the other: the second adds to what the first wrote of dx
+        for direction in range(directions):
+            kernels().gradient_kernel[cut.all_chunks](
+                x, B, C, D, z, lengths, steps, states, dstates, ungated, dy, dx, dB, dC, dz, dsteps, dwhole,
+                cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups, cut.chunks,
+                scale, *strides(x), *strides(B), *strides(C), *strides(z), *strides(dy),
+                DIRECTION=direction, DIRECTIONS=directions, REVERSE=reverse,
+                HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None,
+                HAS_STATES=states.numel() > 0, HAS_DSTATES=has_states(cut.chunks, dlast), DOT=dot, PRECISION=precision,
+                EXACT=exact, **cut.tile, **(WIDE_GRADIENT_LAUNCH if exact else GRADIENT_LAUNCH),
+            )  # fmt: skip
+        kernels().step_gradient_kernel[cut.all_steps](
+            dt, A, bias, lengths, steps, dsteps, dwhole, ddt, sums,
+            cut.batch, cut.length, cut.heads, cut.tiles, cut.chunks, *strides(dt),
+            REVERSE=reverse, SOFTPLUS=softplus, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None,
+            HAS_STATES=states.numel() > 0, HAS_DSTATES=has_states(cut.chunks, dlast), Q=cut.Q,
+            CHUNKS=cut.chunks_a_program, num_warps=4,
         )  # fmt: skip
     return (
-        dx[0] if directions == 1 else dx.sum(0),
-        ddt[0] if cut.tiles == 1 else ddt.sum(0, dtype=dt.dtype),
+        dx,
+        ddt,
         matrices[:, :, :, :, 0] if partials == 1 else matrices.sum(4),
         sums.sum((2, 4)),
         dz,
@@ -242,25 +306,33 @@ def _(
 ):  # fmt: skip
     batch, length, heads, width = x.shape
     state = (B.shape[3], width)
+    rows, Q = directions * batch * heads, chunk_size(length, x.dtype)
+    chunks = -(-length // Q)
     return (
         x.new_empty(x.shape),
         x.new_empty((batch, heads, *state) if return_last else 0, dtype=torch.float32),
-        x.new_empty((directions * batch * heads, -(-length // chunk_size(length)), *state) if keep else 0),
+        x.new_empty((3, rows, chunks, Q) if keep else 0, dtype=torch.float32),
+        x.new_empty((rows, chunks, *state) if keep and has_states(chunks, start) else 0),
         x.new_empty(x.shape if keep and z is not None else 0),
     )
 
 
 @backward_operator.register_fake
 def _(
-    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, softplus, reverse, directions, scale, return_dstart
+    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, steps, states, ungated, softplus, reverse, directions, scale,
+    return_dstart,
 ):  # fmt: skip
     batch, _, heads, width = x.shape
     wide = torch.float32
 
-    dz = x.new_empty(0 if z is None else z.shape)
-    dstart = x.new_empty((batch, heads, B.shape[3], width) if return_dstart else 0, dtype=wide)
-    matrices, sums = x.new_empty((2, *B.shape)), x.new_empty((3, directions, heads), dtype=wide)
-    return x.new_empty(x.shape), dt.new_empty(dt.shape), matrices, sums, dz, dstart
+    return (
+        x.new_empty(x.shape),
+        dt.new_empty(dt.shape),
+        x.new_empty((2, *B.shape)),
+        x.new_empty((3, directions, heads), dtype=wide),
+        x.new_empty(0 if z is None else z.shape),
+        x.new_empty((batch, heads, B.shape[3], width) if return_dstart else 0, dtype=wide),
+    )
 
 
 class Ssd(torch.autograd.Function):
@@ -271,11 +343,11 @@ class Ssd(torch.autograd.Function):
         operator = as_seen(forward, forward_operator)
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
-        y, last, states, ungated = operator(
+        y, last, steps, states, ungated = operator(
             x, dt, A, B, C, D, z, bias, lengths, start, *options, keep, return_last
         )  # fmt: skip
         if keep:
-            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, states, ungated)
+            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, steps, states, ungated)
             ctx.options = options
             ctx.has_start = start is not None and ctx.needs_input_grad[9]
         ctx.set_materialize_grads(False)
@@ -284,7 +356,7 @@ class Ssd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        x, dt, A, B, C, D, z, bias, lengths, states, ungated = ctx.saved_tensors
+        x, dt, A, B, C, D, z, bias, *_ = saved = ctx.saved_tensors
         operator = as_seen(backward, backward_operator)
         if dy is None:
             dy = torch.zeros_like(x)
@@ -292,9 +364,7 @@ class Ssd(torch.autograd.Function):
             dlast = dlast.contiguous()
             if dlast.numel() == 0:
                 dlast = None
-        dx, ddt, matrices, sums, dz, dstart = operator(
-            dy, dlast, x, dt, A, B, C, D, z, bias, lengths, states, ungated, *ctx.options, ctx.has_start
-        )  # fmt: skip
+        dx, ddt, matrices, sums, dz, dstart = operator(dy, dlast, *saved, *ctx.options, ctx.has_start)
         dA, dbias, dD = sums.unbind()
         return (
             dx,
