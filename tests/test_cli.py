@@ -367,7 +367,7 @@ def test_shapes_prints_the_released_network(table_format):
     result = run("shapes", "--length", "20", "--format", table_format)
     assert result.exit_code == 0 and "RibonanzaMamba" in result.stdout
     if table_format == "json":
-        assert json.loads(result.stdout)["modules"][0]["parameters"] == 15_462_667
+        assert json.loads(result.stdout)["modules"][0]["parameters"] == 15_463_691
 
 
 def test_shapes_explains_parameters_of_the_baseline():

@@ -450,7 +450,7 @@ class TableFormat(str, Enum):
 def shapes(
     preset: Annotated[
         str, typer.Option(metavar="NAME", help="A released network, ribonanzanet, or a checkpoint folder.")
-    ] = "ribonanzamamba-1",
+    ] = "ribonanzamamba-2",
     length: Annotated[int, typer.Option(min=1, help="Nucleotides of each RNA.")] = 100,
     batch: Annotated[int, typer.Option(min=1, help="RNAs at once.")] = 1,
     params: Annotated[bool, typer.Option("--params", help="Explain each parameter.")] = False,

@@ -103,7 +103,7 @@ def test_weights_that_do_not_fit_are_named(saved, change):
 
 
 def test_unknown_preset_is_answered_with_the_known():
-    with pytest.raises(FileNotFoundError, match="no weights at nothing-like-it: expected a folder .*ribonanzamamba-1"):
+    with pytest.raises(FileNotFoundError, match="no weights at nothing-like-it: expected a folder .*ribonanzamamba-2"):
         load_checkpoint("nothing-like-it")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import RibonanzaMamba
 
-RELEASED = "ribonanzamamba-1"
+RELEASED = "ribonanzamamba-2"
 """Preset that comes with the package."""
 WEIGHTS = Path(__file__).parents[1] / "weights"
 PIECE_BYTES = 14_000_000

@@ -49,7 +49,7 @@ ViennaRNA or not at all, or nowhere."""
 LONGEST_PRIOR = 2_000
 """Nucleotides of the longest RNA whose prior is computed: 19 s of a core beside the network's 63 s; it grows with the
 cube of the length."""
-PRIOR_SHARE = 0.25
+PRIOR_SHARE = 0.2
 """Weight of the prior in the pair probabilities, the network's being the rest. On families that it has not seen the
 network is surer than it should be, although it sees the prior. Chosen on valid RNAs: docs/experiments.md."""
 MAX_CELLS = 2**22

@@ -41,7 +41,7 @@ log(1 + residues to the next insertion, deletion or end). Fitted by benchmarks/t
 the training table whose number is no multiple of 20."""
 CEILING = 0.85
 """The most that is expected of a copy: chains of almost the same sequence differ. Fitted with the weights."""
-BETWEEN = 0.7
+BETWEEN = 0.6
 """Distances between a copied and another residue, or between pieces that were laid apart: how many are right, as a
 share of the network's pLDDT. Fitted by the same on the other clusters, which the network was not trained on."""
 FILLED = 0.8
