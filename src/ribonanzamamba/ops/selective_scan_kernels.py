@@ -18,9 +18,8 @@ from the bound of the plain form by 2e-9 of the state.
 import triton
 import triton.language as tl
 
-from ribonanzamamba.ops.ssd_kernels import silu
+from ribonanzamamba.ops.ssd_kernels import LOG2_E, silu
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 VARYING = ["batch", "L", "steps", "blocks_a_segment", "segments", "blocks"]
 """Numbers that change from batch to batch: a kernel compiled for one value serves all."""
@@ -489,3 +488,36 @@ def backward_kernel(
     tl.store(sums + index * width + d, sum_D, mask=real)
     if RETURN_DSTART and segment == 0:
         tl.store(dstart + row * N * width + state_offsets, carry, mask=state_mask)
+
+
+@triton.jit(do_not_specialize=["L", "rows"])
+def merge_kernel(
+    y, x, D, z, lengths, out, ungated, L, width, rows, scale, x_b, x_l, z_b, z_l,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_LENGTHS: tl.constexpr, KEEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = (scale (y_0 + y_1) + D x) silu(z) for y (2, b, l, d), 0 beyond each row's length."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # b l
+    k = tl.arange(0, BLOCK)
+    b = row // L
+    position = row % L
+    ok = row < rows
+    mask = ok[:, None] & (k < width)[None, :]
+    flat = row[:, None] * width + k[None, :]
+    value = tl.load(y + flat, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(y + flat + rows * width, mask=mask, other=0.0).to(tl.float32)
+    value *= scale
+    present = mask
+    if HAS_LENGTHS:
+        present = mask & (position < tl.load(lengths + b, mask=ok, other=0))[:, None]
+    if HAS_D:
+        skip = tl.load(D + k, mask=k < width, other=0.0).to(tl.float32)
+        offsets = (b * x_b + position * x_l)[:, None] + k[None, :]
+        value += skip[None, :] * tl.load(x + offsets, mask=present, other=0.0).to(tl.float32)
+    value = tl.where(present, value, 0.0)
+    if HAS_Z:
+        if KEEP:
+            tl.store(ungated + flat, value, mask=mask)
+        offsets = (b * z_b + position * z_l)[:, None] + k[None, :]
+        value *= silu(tl.load(z + offsets, mask=present, other=0.0).to(tl.float32))
+    tl.store(out + flat, value, mask=mask)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, next_power_of_2, on_launch, processors
 from ribonanzamamba.ops.partial_sums import sum_parts
 from ribonanzamamba.ops.recurrence import copies_a_position
-from ribonanzamamba.ops.ssd_triton import dense_rows, merge
+from ribonanzamamba.ops.ssd_triton import dense_rows
 
 FORWARD_STEPS, BACKWARD_STEPS = 8, 4
 """Positions a block. The backward pass holds their states in registers; the forward pass keeps one state for each of
@@ -177,13 +177,28 @@ def forward(
             **cut.order(order), **cut.tile,
         )  # fmt: skip
         if both:
-            # a channel is a head of width 1
-            y, x, z = (None if tensor is None else tensor[..., None] for tensor in (y, x, z))
-            y = merge(y, x, D, z, lengths, ungated, scale, keep)[..., 0]
+            y = merge(y, x, D, z, lengths, ungated, scale, keep)
         elif cut.parts > 1:
             # scale is that of a mean, which is summed in float32 and rounded once
             y = y.mean(0)
     return y, last, states, ungated
+
+
+def merge(
+    y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None, lengths: Tensor | None, ungated: Tensor, scale: float,
+    keep: bool,
+) -> Tensor:  # fmt: skip
+    """Both directions in one, skipped and gated: `merge_kernel`."""
+    _, batch, length, width = y.shape
+    out = torch.empty_like(y[0])
+    block = next_power_of_2(width)
+    rows = max(1, 4096 // block)
+    kernels().merge_kernel[(cdiv(batch * length, rows),)](
+        y, x, D, z, lengths, out, ungated, length, width, batch * length, scale, *strides(x), *strides(z),
+        HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, KEEP=keep, ROWS=rows, BLOCK=block,
+        num_warps=8 if block >= 512 else 4,
+    )  # fmt: skip
+    return out
 
 
 def segment_states(

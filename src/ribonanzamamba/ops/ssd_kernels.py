@@ -524,39 +524,3 @@ def step_gradient_kernel(
     part = rows.to(tl.int64) * tl.num_programs(1)
     tl.store(to + part, tl.sum(tl.sum(dstep, 1), 0))
     tl.store(to + 2 * part, tl.sum(dD, 0))
-
-
-@triton.jit(do_not_specialize=["L", "rows"])
-def merge_kernel(
-    y, x, D, z, lengths, out, ungated, L, heads, P, rows, scale,
-    x_b, x_l, x_h, z_b, z_l, z_h,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_LENGTHS: tl.constexpr, KEEP: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """out = (scale (y_0 + y_1) + D x) silu(z) for y (2, b, l, h, p), 0 beyond each row's length."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # b l
-    k = tl.arange(0, BLOCK)  # h p
-    b = row // L
-    position = row % L
-    ok = row < rows
-    mask = ok[:, None] & (k < heads * P)[None, :]
-    flat = row[:, None] * (heads * P) + k[None, :]
-    value = tl.load(y + flat, mask=mask, other=0.0).to(tl.float32)
-    value += tl.load(y + flat + rows * heads * P, mask=mask, other=0.0).to(tl.float32)
-    value *= scale
-    head = k // P
-    inside = k % P
-    present = mask
-    if HAS_LENGTHS:
-        present = mask & (position < tl.load(lengths + b, mask=ok, other=0))[:, None]
-    if HAS_D:
-        skip = tl.load(D + head, mask=k < heads * P, other=0.0).to(tl.float32)
-        offsets = (b * x_b + position * x_l)[:, None] + (head * x_h + inside)[None, :]
-        value += skip[None, :] * tl.load(x + offsets, mask=present, other=0.0).to(tl.float32)
-    value = tl.where(present, value, 0.0)
-    if HAS_Z:
-        if KEEP:
-            tl.store(ungated + flat, value, mask=mask)
-        offsets = (b * z_b + position * z_l)[:, None] + (head * z_h + inside)[None, :]
-        value *= silu(tl.load(z + offsets, mask=present, other=0.0).to(tl.float32))
-    tl.store(out + flat, value, mask=mask)

@@ -225,22 +225,6 @@ def entering_states(
     return states
 
 
-def merge(
-    y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None, lengths: Tensor | None, ungated: Tensor, scale: float,
-    keep: bool,
-) -> Tensor:  # fmt: skip
-    _, batch, length, heads, width = y.shape
-    out = torch.empty_like(y[0])
-    block = next_power_of_2(heads * width)
-    rows = max(1, 4096 // block)
-    kernels().merge_kernel[(cdiv(batch * length, rows),)](
-        y, x, D, z, lengths, out, ungated, length, heads, width, batch * length, scale, *strides(x), *strides(z),
-        HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, KEEP=keep, ROWS=rows, BLOCK=block,
-        num_warps=8 if block >= 512 else 4,
-    )  # fmt: skip
-    return out
-
-
 def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, states: Tensor, ungated: Tensor,
