@@ -168,8 +168,8 @@ def test_both_directions_equal_definition(name, merge, ragged):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_segments_equal_definition(name, reverse, monkeypatch):
+@pytest.mark.parametrize("direction", ["forward", "reverse", "both"])
+def test_segments_equal_definition(name, direction, monkeypatch):
     """A long sequence is cut into segments that run side by side: here, short ones are."""
     from ribonanzamamba.ops import selective_scan_triton, ssd_triton
 
@@ -179,16 +179,22 @@ def test_segments_equal_definition(name, reverse, monkeypatch):
     monkeypatch.setattr(selective_scan_triton, "FEWEST_BLOCKS", 1)
     for module in (ssd_triton, selective_scan_triton):
         monkeypatch.setattr(module, "processors", lambda device: 100)
-    operator, inputs = OPERATORS[name]
-    tensors = inputs(50, width=40) if name == "ssd" else inputs(23)
+    directions = 2 if direction == "both" else 1
+    operator, inputs = (BOTH_WAYS if directions == 2 else OPERATORS)[name]
+    tensors = inputs(50 if name == "ssd" else 23, directions=directions, **({"width": 40} if name == "ssd" else {}))
     if name == "ssd":
-        plan = ssd_triton.plan(tensors["x"], tensors["B"], 1)
+        plan = ssd_triton.plan(tensors["x"], tensors["B"], directions)
     else:
-        plan = selective_scan_triton.plan(tensors["x"], tensors["dt"], tensors["B"], 1)
+        plan = selective_scan_triton.plan(tensors["x"], tensors["dt"], tensors["B"], directions)
     assert plan.segments > 2
     length = tensors["x"].shape[1]
     lengths = torch.tensor([length, length // 3])
-    assert_equal_definition(operator, tensors, reverse=reverse, lengths=lengths, return_state=True)
+    if directions == 2:
+        del tensors["initial_state"]
+        assert_equal_definition(operator, tensors, lengths=lengths)
+    else:
+        options = dict(reverse=direction == "reverse", lengths=lengths, return_state=True)
+        assert_equal_definition(operator, tensors, **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

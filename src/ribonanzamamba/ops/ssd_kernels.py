@@ -4,8 +4,9 @@
 with the state in registers and keeps the one that enters each chunk; given the gradient of y and C instead of x and B,
 it walks the other way and keeps gradients of states. Then all chunks are independent: `output_kernel` and
 `gradient_kernel` take one chunk of one head a program, and `step_gradient_kernel` turns gradients of sums into those of
-dt. A long sequence of few heads is walked in segments, whose entering states come from a first walk and `pass_kernel`.
-`README.md` derives both passes.
+dt. A long sequence of few heads is walked in segments side by side, each from nothing; `pass_kernel` then finds the
+states that enter segments, and who takes a chunk adds what is left of that of its segment. `sum_kernel` adds up what
+programs left apart. `README.md` derives both passes.
 
 Chunks lie in memory order in both directions: a reversed one sums its log decays from the other end and is masked the
 other way, so that no tensor is ever flipped and two directions share what they load.
@@ -22,7 +23,7 @@ SMALLEST_LOG_DECAY = tl.constexpr(-20.0)
 GRID = tl.constexpr(2.0**-12)
 """Sums of 64 multiples of it down to 64 times -20 / ln 2 are exact in float32."""
 LOG2_E = tl.constexpr(1.4426950408889634)
-VARYING = ["batch", "L", "chunks_a_segment", "segments", "chunks"]
+VARYING = ["batch", "L", "chunks_a_segment", "segments", "dchunks_a_segment", "dsegments", "chunks"]
 """Numbers that change from batch to batch: a kernel compiled for one value serves all."""
 
 
@@ -167,6 +168,22 @@ def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def load_entering(
+    states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
+    SEGMENTS: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """The state (n, p) that enters chunk c: that of a walk through its segment from nothing, and SEGMENTS, what is
+    left of the state that entered the segment."""
+    chunk = row * chunks + c
+    h = load_state(states + chunk * N * P, n, N, p, P, present, WHOLE)
+    if SEGMENTS:
+        index = row * segments + c // chunks_a_segment
+        before = load_state(entering + index * N * P, n, N, p, P, present, WHOLE)
+        h = h.to(tl.float32) + before.to(tl.float32) * tl.exp2(tl.load(passed + chunk, mask=present, other=0.0))
+    return h.to(DOT)
+
+
+@triton.jit
 def store_state(pointer, n, N, p, P, value, WHOLE: tl.constexpr):
     if WHOLE:
         tl.store(pointer + n[:, None] * P + p[None, :], value)
@@ -176,16 +193,16 @@ def store_state(pointer, n, N, p, P, value, WHOLE: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def state_kernel(
-    v, K, z, lengths, steps, start, states, after, left,
+    v, K, z, lengths, steps, start, states, after, passed, left,
     batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
     v_b, v_l, v_h, K_b, K_l, K_g, z_b, z_l, z_h,
     REVERSE: tl.constexpr, HAS_Z: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr,
-    BACKWARD: tl.constexpr, KEEP: tl.constexpr, RETURN_AFTER: tl.constexpr, RETURN_LEFT: tl.constexpr,
+    BACKWARD: tl.constexpr, RETURN_AFTER: tl.constexpr, SEGMENTS: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """KEEP: the state that enters each chunk; RETURN_AFTER: that after the segment; RETURN_LEFT: the base-2 log of what
-    the segment leaves of the state that enters it.
+    """The state that enters each chunk; RETURN_AFTER: that after the segment; SEGMENTS: the base-2 logs of what is left
+    of the state that enters the segment, before each of its chunks and after all.
 
     Forward v is x and K is B; BACKWARD v is the gradient of y and K is C, and the state is its gradient, which travels
     against the direction: what enters a chunk is the gradient of the state that leaves it.
@@ -218,15 +235,16 @@ def state_kernel(
         h = load_state(start + index * N * P, n, N, p, P, True, WHOLE).to(tl.float32)
     else:
         h = tl.zeros((BN, BP), dtype=tl.float32)
-    passed = tl.zeros((), dtype=tl.float32)
+    so_far = tl.zeros((), dtype=tl.float32)
     first = segment * chunks_a_segment
     stop = tl.minimum(tl.minimum(first + chunks_a_segment, chunks), (length + Q - 1) // Q)
     for k in range(first, stop):
         c = tl.where(down, stop - 1 - (k - first), k)
         at = (c * Q).to(tl.int64)
         ok = q < length - c * Q
-        if KEEP:
-            store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE)
+        store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE)
+        if SEGMENTS:
+            tl.store(passed + row * chunks + c, so_far, mask=tile == 0)
         V = load_tile(v + at * v_l, v_l, q, ok, p, P, WHOLE)
         K_c = load_tile(K + at * K_l, K_l, q, ok, n, N, WHOLE)
         whole_coarse, whole_fine = load_sums(steps + at, part, last, EXACT)
@@ -242,21 +260,20 @@ def state_kernel(
         weighted = (K_c.to(tl.float32) * weight[:, None]).to(DOT)
         h *= power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT)
         h = tl.dot(tl.trans(weighted), V.to(DOT), acc=h, input_precision=PRECISION)
-        passed += whole_coarse + whole_fine
+        so_far += whole_coarse + whole_fine
     if RETURN_AFTER:
         store_state(after + index * N * P, n, N, p, P, h, WHOLE)
-    if RETURN_LEFT:
-        if tile == 0:
-            tl.store(left + index, passed)
+    if SEGMENTS:
+        tl.store(left + index, so_far, mask=tile == 0)
 
 
 @triton.jit(do_not_specialize=["segments"])
 def pass_kernel(
-    local, left, start, last, size, segments, rows_a_direction,
+    added, left, start, entering, last, size, segments, rows_a_direction,
     REVERSE: tl.constexpr, HAS_START: tl.constexpr, BACKWARD: tl.constexpr, RETURN_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Replace what each segment adds by the state that enters it, in place, one segment after the other."""
+    """The state that enters each segment from what each adds, one segment after the other, and the one after all."""
     row = tl.program_id(0).to(tl.int64)
     reverse = (row // rows_a_direction if not REVERSE else 1) != 0
     down = reverse != BACKWARD
@@ -268,22 +285,20 @@ def pass_kernel(
         h = tl.zeros((BLOCK,), dtype=tl.float32)
     for i in range(segments):
         segment = tl.where(down, segments - 1 - i, i)
-        pointers = local + (row * segments + segment) * size + k
-        added = tl.load(pointers, mask=mask, other=0.0)
-        stays = tl.exp2(tl.load(left + row * segments + segment))
-        tl.store(pointers, h, mask=mask)
-        h = h * stays + added
+        at = (row * segments + segment) * size + k
+        tl.store(entering + at, h, mask=mask)
+        h = h * tl.exp2(tl.load(left + row * segments + segment)) + tl.load(added + at, mask=mask, other=0.0)
     if RETURN_LAST:
         tl.store(last + row * size + k, h, mask=mask)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def output_kernel(
-    x, B, C, D, z, lengths, steps, states, y, ungated,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks, scale,
+    x, B, C, D, z, lengths, steps, states, entering, passed, y, ungated,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, KEEP: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, SEGMENTS: tl.constexpr, KEEP: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -313,7 +328,10 @@ def output_kernel(
         C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
         coarse, fine = load_sums(own, part, q, EXACT)
         if HAS_STATES:
-            h = load_state(states + (row * chunks + c) * N * P, n, N, p, P, c * Q < length, WHOLE).to(DOT)
+            h = load_entering(
+                states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, c * Q < length,
+                SEGMENTS, WHOLE, DOT,
+            )  # fmt: skip
             from_start = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
             out += tl.dot(C_c, h, input_precision=PRECISION) * from_start[:, None]
         entry, fine_entry, factor = load_entries(own, part, q[None, :], EXACT)
@@ -337,22 +355,23 @@ def output_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def gradient_kernel(
-    x, B, C, D, z, lengths, steps, states, dstates, ungated, dy,
+    x, B, C, D, z, lengths, steps, states, entering, passed, dstates, dentering, dpassed, ungated, dy,
     dx, dB, dC, dz, dsteps, dwhole,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks, scale,
-    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, dchunks_a_segment, dsegments, chunks,
+    scale,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h, dx_l, dz_l,
     DIRECTION: tl.constexpr, DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, SEGMENTS: tl.constexpr,
+    DSEGMENTS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk of one head (or a tile of its width) in one direction.
 
-    dx, dz: (b, l, h, p); the second direction adds its share to dx. dB, dC: partial sums of each head and tile. dsteps:
-    (5, tile, direction, b, h, chunk, Q): of the step sizes where they multiply x; what each step leaves to the end of
-    the chunk (with HAS_DSTATES) and to its later steps; what it takes of earlier ones and of the state (with
-    HAS_STATES). dwhole: (2, tile, direction, b, h, chunk): what the chunk keeps of the state that enters, and the
-    gradient of D.
+    dx, dz: rows (h, p) dx_l, dz_l numbers apart; the second direction adds its share to dx. dB, dC: partial sums of
+    each head and tile. States and their gradients have segments of their own. dsteps: (5, tile, direction, b, h, chunk,
+    Q): of the step sizes where they multiply x; what each step leaves to the end of the chunk (with HAS_DSTATES) and to
+    its later steps; what it takes of earlier ones and of the state (with HAS_STATES). dwhole: (2, tile, direction, b,
+    h, chunk): what the chunk keeps of the state that enters, and the gradient of D.
     """
     program = tl.program_id(0)
     c = tl.program_id(1)
@@ -368,7 +387,6 @@ def gradient_kernel(
     p = tile * BP + tl.arange(0, BP)
     ok = q < length - c * Q
     inside = q < L - c * Q
-    y_l = heads * P
     groups = heads // heads_a_group
     partials = heads_a_group * tiles
     matrix_row = DIRECTIONS * groups * partials * N
@@ -383,16 +401,23 @@ def gradient_kernel(
     group = direction * groups + head // heads_a_group
     row = (direction * batch + b) * heads + head
     own = steps + (row * chunks + c) * Q
-    to = ((b * L + at) * heads + head) * P
+    before_gate = ((b * L + at) * heads + head) * P
+    dx += (b * L + at) * dx_l + head * P
     # all loads first: one wait
     B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
     C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
     G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(tl.float32)
     X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
     if HAS_DSTATES:
-        dh = load_state(dstates + (row * chunks + c) * N * P, n, N, p, P, c * Q < length, WHOLE).to(DOT)
+        dh = load_entering(
+            dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, c * Q < length,
+            DSEGMENTS, WHOLE, DOT,
+        )  # fmt: skip
     if HAS_STATES:
-        h = load_state(states + (row * chunks + c) * N * P, n, N, p, P, c * Q < length, WHOLE).to(DOT)
+        h = load_entering(
+            states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, c * Q < length,
+            SEGMENTS, WHOLE, DOT,
+        )  # fmt: skip
     d = tl.load(own + q)
     whole_coarse, whole_fine = load_sums(own, part, 0 if reverse else Q - 1, EXACT)
     coarse, fine = load_sums(own, part, q, EXACT)
@@ -400,9 +425,9 @@ def gradient_kernel(
         Z = load_tile(z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
         sigmoid = 1.0 / (1.0 + tl.exp(-Z))
         if direction == 0:
-            before = load_tile(ungated + to, y_l, q, ok, p, P, WHOLE).to(tl.float32)
+            before = load_tile(ungated + before_gate, heads * P, q, ok, p, P, WHOLE).to(tl.float32)
             slope = G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid))
-            store_tile(dz + to, y_l, q, inside, p, P, slope, WHOLE)
+            store_tile(dz + (b * L + at) * dz_l + head * P, dz_l, q, inside, p, P, slope, WHOLE)
         G *= Z * sigmoid
     # both directions see the skip: one of them counts it
     dD = 0.0
@@ -436,8 +461,8 @@ def gradient_kernel(
     dU = tl.dot(scores.to(DOT), G, acc=dU, input_precision=PRECISION)
     dX = dU * d[:, None] + skip * G.to(tl.float32)
     if direction > 0:
-        dX += load_tile(dx + to, y_l, q, inside, p, P, WHOLE).to(tl.float32)
-    store_tile(dx + to, y_l, q, inside, p, P, dX, WHOLE)
+        dX += load_tile(dx, dx_l, q, inside, p, P, WHOLE).to(tl.float32)
+    store_tile(dx, dx_l, q, inside, p, P, dX, WHOLE)
     dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
     inner = scores * dscores
     tl.store(to_step, direct + tl.sum(inner, 1))
@@ -465,11 +490,12 @@ def gradient_kernel(
 @triton.jit(do_not_specialize=VARYING)
 def step_gradient_kernel(
     dt, A, bias, lengths, steps, dsteps, dwhole, ddt, sums,
-    batch, L, heads, tiles, chunks, dt_b, dt_l, dt_h,
+    batch, L, heads, tiles, chunks, dt_b, dt_l, dt_h, ddt_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """ddt (b, l, direction h), and sums (3, direction, b, h, block of chunks), the gradients of A, dt_bias and D."""
+    """ddt, rows (direction h) ddt_l numbers apart, and sums (3, direction, h, b, block of chunks), the gradients of A,
+    dt_bias and D."""
     rows = tl.num_programs(0)
     row = tl.program_id(0).to(tl.int64)
     b = (row // heads) % batch
@@ -517,10 +543,43 @@ def step_gradient_kernel(
     if SOFTPLUS:
         dstep *= 1.0 / (1.0 + tl.exp(-raw))
     dstep = tl.where(ok, dstep, 0.0)
-    all_heads = rows // batch
-    tl.store(ddt + (b * L + position) * all_heads + all_head, dstep, mask=position < L)
-    to = sums + row * tl.num_programs(1) + tl.program_id(1)
+    tl.store(ddt + (b * L + position) * ddt_l + all_head, dstep, mask=position < L)
+    to = sums + (all_head * batch + b) * tl.num_programs(1) + tl.program_id(1)
     tl.store(to, tl.sum(tl.sum(dlog * d, 1), 0))
     part = rows.to(tl.int64) * tl.num_programs(1)
     tl.store(to + part, tl.sum(tl.sum(dstep, 1), 0))
     tl.store(to + 2 * part, tl.sum(dD, 0))
+
+
+@triton.jit(do_not_specialize=["positions", "terms"])
+def sum_kernel(
+    matrices, dB, dC, sums, totals, positions, groups, N, terms, d_l, d_g,
+    PARTIALS: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dB and dC, (position, group, n) with strides d_l and d_g: sums of matrices (2, position, group, partial, n); and
+    the gradients of A, dt_bias and D, totals of rows of sums (., terms). One launch: the small sums take no time."""
+    program = tl.program_id(0)
+    rows = positions * groups
+    tiles = tl.cdiv(rows, ROWS)
+    if program < 2 * tiles:
+        which = program // tiles
+        n = tl.arange(0, BN)
+        row = program % tiles * ROWS + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & (n < N)[None, :]
+        pointers = matrices + (which.to(tl.int64) * rows + row)[:, None] * PARTIALS * N + n[None, :]
+        total = tl.zeros((ROWS, BN), dtype=tl.float32)
+        for _ in tl.range(0, PARTIALS, loop_unroll_factor=8):
+            total += tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+            pointers += N
+        to = ((row // groups).to(tl.int64) * d_l + row % groups * d_g)[:, None] + n[None, :]
+        if which == 0:
+            tl.store(dB + to, total, mask=mask)
+        else:
+            tl.store(dC + to, total, mask=mask)
+    else:
+        small = (program - 2 * tiles).to(tl.int64)
+        k = tl.arange(0, BLOCK)
+        summed = tl.zeros((BLOCK,), dtype=tl.float32)
+        for first in range(0, terms, BLOCK):
+            summed += tl.load(sums + small * terms + first + k, mask=k < terms - first, other=0.0)
+        tl.store(totals + small, tl.sum(summed, 0))

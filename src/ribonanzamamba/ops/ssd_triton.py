@@ -3,6 +3,7 @@ torch.compile sees as one node. A launch needs Triton; `backend.py` says when it
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +26,13 @@ WIDE_GRADIENT_LAUNCH = GRADIENT_LAUNCH | {"maxnreg": 255}
 STEPS_A_PROGRAM = 512
 """Of the kernels that see step sizes only."""
 PROGRAMS_A_PROCESSOR = 2
-"""Walks side by side. With more, in shorter segments, finding the states that enter them costs more than the waiting
-that it hides."""
+"""Walks side by side."""
 FEWEST_CHUNKS = 4
-"""Chunks a segment: shorter ones spend more on finding the state that enters them than they gain."""
+"""Chunks a segment: in shorter ones, states that enter segments cost more than the waiting that they spare."""
+PASS_NUMBERS = 512
+"""Of a state that one program of `pass_kernel` takes."""
+SUM_ROWS, SUM_TERMS = 32, 256
+"""Rows of dB or dC that a program adds up, and terms of another sum that it takes at a time."""
 
 
 kernels = on_launch("ssd_kernels")
@@ -91,8 +95,12 @@ def chunk_size(length: int, dtype: torch.dtype) -> int:
 
 def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Plan:
     """How the pass over these tensors is cut."""
-    Q = chunk_size(x.shape[1], x.dtype)
-    return planned(*x.shape, B.shape[2] // directions, B.shape[3], directions, Q, backward, processors(x.device))
+    # the sizes that torch.compile leaves open are decided here
+    batch, length, heads, width, groups, state = map(int, (*x.shape, *B.shape[2:]))
+    Q = chunk_size(length, x.dtype)
+    return planned(
+        batch, length, heads, width, groups // directions, state, directions, Q, backward, processors(x.device)
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
@@ -132,13 +140,29 @@ def strides(tensor: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0) if tensor is None else tensor.stride()[:3]
 
 
+class States(NamedTuple):
+    """What enters the chunks of every row. Empty tensors: nothing does, or, the last two, there is one segment."""
+
+    of_chunks: Tensor
+    """(rows, chunks, n, p): without what entered a segment that is not the first of several."""
+    of_segments: Tensor
+    """(rows, segments, n, p), float32 rounded once, as the others."""
+    passed: Tensor
+    """(rows, chunks) float32: base-2 logs of what is left of the state that entered the segment."""
+
+    def in_segments(self, chunks: int) -> tuple[int, int]:
+        """Chunks a segment and segments."""
+        segments = self.of_segments.shape[1] if self.of_segments.numel() else 1
+        return cdiv(chunks, segments), segments
+
+
 def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     lengths: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, directions: int, scale: float,
     keep: bool, return_last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output, last state, and for the gradient the step sizes with their sums, the entering states and the output
-    before the gate.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, last state, and for the gradient the step sizes with their sums, the `States` and the output before the
+    gate.
 
     What is not asked for is an empty tensor. x (b, l, h, p), dt (b, l, directions h), A (directions h,),
     B, C (b, l, directions g, n); start and last (b, h, n, p) float32, of one direction.
@@ -151,22 +175,28 @@ def forward(
     exact = x.dtype == torch.float32
     with device_of(x):
         steps = summed_steps(dt, A, bias, lengths, softplus, reverse, cut, exact)
-        states = x.new_empty(0)
+        states = no_states(x)
         if has_states(cut.chunks, start) or return_last:
             states = entering_states(x, B, None, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
+        if not has_states(cut.chunks, start):
+            states = no_states(x)
         kernels().output_kernel[cut.all_chunks](
-            x, B, C, D, z, lengths, steps, states, y, ungated,
-            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups, cut.chunks,
-            scale, *strides(x), *strides(B), *strides(C), *strides(z),
+            x, B, C, D, z, lengths, steps, *states, y, ungated,
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
+            *states.in_segments(cut.chunks), cut.chunks, scale, *strides(x), *strides(B), *strides(C), *strides(z),
             DIRECTIONS=directions, REVERSE=reverse, HAS_D=D is not None, HAS_Z=z is not None,
-            HAS_LENGTHS=lengths is not None, HAS_STATES=has_states(cut.chunks, start), KEEP=keep, DOT=dot,
-            PRECISION=precision, EXACT=exact, **cut.tile, **OUTPUT_LAUNCH,
+            HAS_LENGTHS=lengths is not None, HAS_STATES=states.of_chunks.numel() > 0,
+            SEGMENTS=states.of_segments.numel() > 0, KEEP=keep, DOT=dot, PRECISION=precision, EXACT=exact,
+            **cut.tile, **OUTPUT_LAUNCH,
         )  # fmt: skip
     if not keep:
-        steps, states = steps.new_empty(0), states.new_empty(0)
-    elif not has_states(cut.chunks, start):
-        states = states.new_empty(0)
-    return y, last, steps, states, ungated
+        steps, states = steps.new_empty(0), no_states(x)
+    return y, last, steps, *states, ungated
+
+
+def no_states(x: Tensor) -> States:
+    # an operator's results are tensors of their own
+    return States(x.new_empty(0), x.new_empty(0), x.new_empty(0, dtype=torch.float32))
 
 
 def has_states(chunks: int, start: Tensor | None) -> bool:
@@ -191,93 +221,123 @@ def summed_steps(
 def entering_states(
     v: Tensor, K: Tensor, z: Tensor | None, lengths: Tensor | None, steps: Tensor, start: Tensor | None,
     last: Tensor | None, reverse: bool, scale: float, cut: Plan, exact: bool, backward: bool,
-) -> Tensor:  # fmt: skip
-    """The state that enters each chunk (rows, chunks, n, p), rounded copies of what is walked in float32, and in
-    `last`, unless that is empty, the one after all of them; `backward`: its gradient, from the other end."""
-    states = v.new_empty((cut.rows, cut.chunks, cut.state, cut.width))
+) -> States:  # fmt: skip
+    """What enters each chunk, rounded copies of what is walked in float32, and in `last`, unless that is empty, the
+    state after all of them; `backward`: its gradient, from the other end."""
+    several = cut.segments > 1
+    state, wide = (cut.state, cut.width), torch.float32
+    of_chunks = v.new_empty((cut.rows, cut.chunks, *state))
+    passed = v.new_empty((cut.rows, cut.chunks) if several else 0, dtype=wide)
+    left = v.new_empty((cut.rows, cut.segments) if several else 0, dtype=wide)
+    last = last if last is not None and last.numel() else None
+    after = v.new_empty((cut.rows, cut.segments, *state), dtype=wide) if several else last
     dot, precision = dot_type(v.dtype)
-    return_last = last is not None and last.numel() > 0
-
-    def walk(start: Tensor | None, after: Tensor | None, left: Tensor | None, keep: bool) -> None:
-        kernels().state_kernel[cut.walks](
-            v, K, z, lengths, steps, start, states, after, left,
-            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
-            cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K), *strides(z),
-            REVERSE=reverse, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, HAS_START=start is not None,
-            BACKWARD=backward, KEEP=keep, RETURN_AFTER=after is not None, RETURN_LEFT=left is not None, DOT=dot,
-            PRECISION=precision, EXACT=exact, **cut.tile, **STATE_LAUNCH,
-        )  # fmt: skip
-
-    if cut.segments == 1:
-        walk(start, last if return_last else None, None, True)
-        return states
-    size = cut.state * cut.width
-    local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
-    left = v.new_empty((cut.rows, cut.segments), dtype=torch.float32)
-    walk(None, local, left, False)
-    block = min(1024, next_power_of_2(size))
-    kernels().pass_kernel[(cut.rows, cdiv(size, block))](
-        local, left, start, last, size, cut.segments, cut.batch * cut.heads,
-        REVERSE=reverse, HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=return_last, BLOCK=block,
-        num_warps=4,
+    # segments are walked from nothing
+    walked_from = None if several else start
+    kernels().state_kernel[cut.walks](
+        v, K, z, lengths, steps, walked_from, of_chunks, after, passed, left,
+        cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
+        cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K), *strides(z),
+        REVERSE=reverse, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, HAS_START=walked_from is not None,
+        BACKWARD=backward, RETURN_AFTER=after is not None, SEGMENTS=several, DOT=dot, PRECISION=precision,
+        EXACT=exact, **cut.tile, **STATE_LAUNCH,
     )  # fmt: skip
-    walk(local, None, None, True)
-    return states
+    of_segments = v.new_empty((cut.rows, cut.segments, *state) if several else 0)
+    if several:
+        size = cut.state * cut.width
+        block = min(PASS_NUMBERS, next_power_of_2(size))
+        kernels().pass_kernel[(cut.rows, cdiv(size, block))](
+            after, left, start, of_segments, last, size, cut.segments, cut.batch * cut.heads,
+            REVERSE=reverse, HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=last is not None, BLOCK=block,
+            num_warps=4,
+        )  # fmt: skip
+    return States(of_chunks, of_segments, passed)
+
+
+class Gradients(NamedTuple):
+    """What a backward pass writes, perhaps parts of wider tensors: the last axis is dense, and so are the heads of dx
+    and dz; the rows of a batch lie one after the other. dz may be empty."""
+
+    dx: Tensor
+    ddt: Tensor
+    dB: Tensor
+    dC: Tensor
+    dz: Tensor
 
 
 def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, states: Tensor, ungated: Tensor,
-    softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, of dt, of B and C together (2, b, l, directions g, n), of A, dt_bias and D together (3,
-    directions, h) in float32 (D's with the first direction), of z and of the initial state (empty: there is none)."""
+    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, of_chunks: Tensor,
+    of_segments: Tensor, passed: Tensor, ungated: Tensor, softplus: bool, reverse: bool, directions: int, scale: float,
+    return_dstart: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, dt, B, C and z (empty: there is none), and what `backward_into` returns."""
+    tensors = (x, dt, B, C, x.new_empty(0) if z is None else z)
+    into = Gradients(*(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors))
+    states = States(of_chunks, of_segments, passed)
+    rest = backward_into(
+        into, dy, dlast, x, dt, A, B, C, D, z, bias, lengths, steps, states, ungated, softplus, reverse, directions,
+        scale, return_dstart,
+    )  # fmt: skip
+    return *into, *rest
+
+
+def backward_into(
+    into: Gradients, dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, states: States,
+    ungated: Tensor, softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of A, dt_bias and D together (3, directions, h) in float32 (D's with the first direction), and of the
+    initial state (empty: there is none)."""
     cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    ddt = torch.empty_like(dt, memory_format=torch.contiguous_format)
+    dx, ddt, dB, dC, dz = into
     partials = cut.heads // cut.groups * cut.tiles
-    # together: one sum for both
     matrices = x.new_empty((2, cut.batch, cut.length, directions * cut.groups, partials, cut.state))
-    dB, dC = matrices.unbind()
-    dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
     dsteps = steps.new_empty((5, cut.tiles, cut.rows, cut.chunks, cut.Q))
     dwhole = steps.new_empty((2, cut.tiles, directions, cut.batch, cut.heads, cut.chunks))
-    sums = steps.new_empty((3, directions, cut.batch, cut.heads, cut.all_steps[1]))
+    sums = steps.new_empty((3, directions, cut.heads, cut.batch, cut.all_steps[1]))
+    totals = steps.new_empty((3, directions, cut.heads))
     dot, precision = dot_type(x.dtype)
     exact = x.dtype == torch.float32
     with device_of(x):
-        dstates = states.new_empty(0)
+        dstates = no_states(x)
         if has_states(cut.chunks, dlast) or return_dstart:
             dstates = entering_states(dy, C, z, lengths, steps, dlast, dstart, reverse, scale, cut, exact, True)
+        if not has_states(cut.chunks, dlast):
+            dstates = no_states(x)
+        entered = {"HAS_STATES": states.of_chunks.numel() > 0, "HAS_DSTATES": dstates.of_chunks.numel() > 0}
         # one after the other: the second adds to what the first wrote of dx
         for direction in range(directions):
             kernels().gradient_kernel[cut.all_chunks](
-                x, B, C, D, z, lengths, steps, states, dstates, ungated, dy, dx, dB, dC, dz, dsteps, dwhole,
-                cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups, cut.chunks,
-                scale, *strides(x), *strides(B), *strides(C), *strides(z), *strides(dy),
+                x, B, C, D, z, lengths, steps, *states, *dstates, ungated, dy,
+                dx, *matrices.unbind(), dz, dsteps, dwhole,
+                cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
+                *states.in_segments(cut.chunks), *dstates.in_segments(cut.chunks), cut.chunks,
+                scale, *strides(x), *strides(B), *strides(C), *strides(z), *strides(dy), dx.stride(1),
+                dz.stride(1) if z is not None else 0,
                 DIRECTION=direction, DIRECTIONS=directions, REVERSE=reverse,
                 HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None,
-                HAS_STATES=states.numel() > 0, HAS_DSTATES=has_states(cut.chunks, dlast), DOT=dot, PRECISION=precision,
-                EXACT=exact, **cut.tile, **(WIDE_GRADIENT_LAUNCH if exact else GRADIENT_LAUNCH),
+                SEGMENTS=states.of_segments.numel() > 0, DSEGMENTS=dstates.of_segments.numel() > 0, DOT=dot,
+                PRECISION=precision, EXACT=exact, **entered, **cut.tile,
+                **(WIDE_GRADIENT_LAUNCH if exact else GRADIENT_LAUNCH),
             )  # fmt: skip
         kernels().step_gradient_kernel[cut.all_steps](
             dt, A, bias, lengths, steps, dsteps, dwhole, ddt, sums,
-            cut.batch, cut.length, cut.heads, cut.tiles, cut.chunks, *strides(dt),
+            cut.batch, cut.length, cut.heads, cut.tiles, cut.chunks, *strides(dt), ddt.stride(1),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None,
-            HAS_STATES=states.numel() > 0, HAS_DSTATES=has_states(cut.chunks, dlast), Q=cut.Q,
-            CHUNKS=cut.chunks_a_program, num_warps=4,
+            Q=cut.Q, CHUNKS=cut.chunks_a_program, num_warps=4, **entered,
         )  # fmt: skip
-    return (
-        dx,
-        ddt,
-        matrices[:, :, :, :, 0] if partials == 1 else matrices.sum(4),
-        sums.sum((2, 4)),
-        dz,
-        dstart,
-    )
+        groups, positions = directions * cut.groups, cut.batch * cut.length
+        programs = 2 * cdiv(positions * groups, SUM_ROWS) + totals.numel()
+        kernels().sum_kernel[(programs,)](
+            matrices, dB, dC, sums, totals, positions, groups, cut.state, cut.batch * cut.all_steps[1],
+            *dB.stride()[1:3], PARTIALS=partials, ROWS=SUM_ROWS, BN=next_power_of_2(cut.state), BLOCK=SUM_TERMS,
+            num_warps=4,
+        )  # fmt: skip
+    return totals, dstart
 
 
 forward_operator = torch.library.custom_op("ribonanzamamba::ssd_forward", forward, mutates_args=())
@@ -288,23 +348,25 @@ backward_operator = torch.library.custom_op("ribonanzamamba::ssd_backward", back
 def _(
     x, dt, A, B, C, D, z, bias, lengths, start, softplus, reverse, directions, scale, keep, return_last
 ):  # fmt: skip
-    batch, length, heads, width = x.shape
-    state = (B.shape[3], width)
-    rows, Q = directions * batch * heads, chunk_size(length, x.dtype)
-    chunks = -(-length // Q)
+    cut, wide = plan(x, B, directions), torch.float32
+    state = (cut.state, cut.width)
+    kept = keep and has_states(cut.chunks, start)
+    several = kept and cut.segments > 1
     return (
         x.new_empty(x.shape),
-        x.new_empty((batch, heads, *state) if return_last else 0, dtype=torch.float32),
-        x.new_empty((3, rows, chunks, Q) if keep else 0, dtype=torch.float32),
-        x.new_empty((rows, chunks, *state) if keep and has_states(chunks, start) else 0),
+        x.new_empty((cut.batch, cut.heads, *state) if return_last else 0, dtype=wide),
+        x.new_empty((3, cut.rows, cut.chunks, cut.Q) if keep else 0, dtype=wide),
+        x.new_empty((cut.rows, cut.chunks, *state) if kept else 0),
+        x.new_empty((cut.rows, cut.segments, *state) if several else 0),
+        x.new_empty((cut.rows, cut.chunks) if several else 0, dtype=wide),
         x.new_empty(x.shape if keep and z is not None else 0),
     )
 
 
 @backward_operator.register_fake
 def _(
-    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, steps, states, ungated, softplus, reverse, directions, scale,
-    return_dstart,
+    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, steps, of_chunks, of_segments, passed, ungated, softplus, reverse,
+    directions, scale, return_dstart,
 ):  # fmt: skip
     batch, _, heads, width = x.shape
     wide = torch.float32
@@ -312,9 +374,10 @@ def _(
     return (
         x.new_empty(x.shape),
         dt.new_empty(dt.shape),
-        x.new_empty((2, *B.shape)),
-        x.new_empty((3, directions, heads), dtype=wide),
+        B.new_empty(B.shape),
+        C.new_empty(C.shape),
         x.new_empty(0 if z is None else z.shape),
+        x.new_empty((3, directions, heads), dtype=wide),
         x.new_empty((batch, heads, B.shape[3], width) if return_dstart else 0, dtype=wide),
     )
 
@@ -327,11 +390,11 @@ class Ssd(torch.autograd.Function):
         operator = as_seen(forward, forward_operator)
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
-        y, last, steps, states, ungated = operator(
+        y, last, steps, *states, ungated = operator(
             x, dt, A, B, C, D, z, bias, lengths, start, *options, keep, return_last
         )  # fmt: skip
         if keep:
-            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, steps, states, ungated)
+            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, steps, *states, ungated)
             ctx.options = options
             ctx.has_start = start is not None and ctx.needs_input_grad[9]
         ctx.set_materialize_grads(False)
@@ -348,14 +411,14 @@ class Ssd(torch.autograd.Function):
             dlast = dlast.contiguous()
             if dlast.numel() == 0:
                 dlast = None
-        dx, ddt, matrices, sums, dz, dstart = operator(dy, dlast, *saved, *ctx.options, ctx.has_start)
-        dA, dbias, dD = sums.unbind()
+        dx, ddt, dB, dC, dz, totals, dstart = operator(dy, dlast, *saved, *ctx.options, ctx.has_start)
+        dA, dbias, dD = totals.unbind()
         return (
             dx,
             ddt,
             dA.flatten().to(A.dtype),
-            matrices[0],
-            matrices[1],
+            dB,
+            dC,
             None if D is None else dD[0].to(D.dtype),
             None if z is None else dz,
             None if bias is None else dbias.flatten().to(bias.dtype),
