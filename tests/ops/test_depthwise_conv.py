@@ -14,3 +14,9 @@ def test_equals_grouped_convolution(taps, left, length):
     padded = F.pad(x.transpose(1, 2), (left, taps - 1 - left))
     expected = F.conv1d(padded, weight[:, None], bias, groups=6).transpose(1, 2)
     torch.testing.assert_close(depthwise_conv1d(x, weight, bias, left=left), expected)
+
+
+@pytest.mark.parametrize("left", [-1, 3])
+def test_taps_that_miss_their_own_position_are_an_error(left):
+    with pytest.raises(ValueError, match="left: expected 0 to 2 of 3 taps"):
+        depthwise_conv1d(torch.zeros(1, 4, 2), torch.zeros(2, 3), left=left)

@@ -239,31 +239,136 @@ def test_padding_and_batch_mates_change_nothing(name):
     assert torch.equal(operator(**tensors, dt_softplus=True, lengths=lengths, reverse=True, backend="triton"), y)
 
 
+CONVOLUTION_TOLERANCE = 1e-6
+"""As TOLERANCE; a sum of a few products, and one over positions."""
+
+
+def convolved(backend: str, dtype: torch.dtype, taps: torch.Tensor, bias: torch.Tensor | None, x, dy, **options):
+    """Output and gradients of x, taps and bias; x is in the middle of something wider."""
+    given = (x, taps) if bias is None else (x, taps, bias)
+    leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in given]
+    # whatever a kernel does not write stays NaN
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        y = depthwise_conv1d(leaves[0][..., 4:-4], *leaves[1:], backend=backend, **options)
+        y.backward(dy.to(dtype))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+
 @pytest.mark.parametrize(
     ("length", "width", "taps", "left", "activation", "lengths"),
     [
+        (1, 8, 5, 2, "silu", None),
+        (2, 6, 4, 3, "silu", None),
+        (2, 8, 17, 8, None, [2, 1, 0]),
+        (15, 40, 5, 2, "silu", [15, 7, 1]),
+        (16, 8, 4, 0, None, None),
+        (17, 6, 5, 1, "silu", [3, 17, 16]),
+        (33, 68, 17, 8, None, None),
         (40, 5, 4, 3, "silu", None),
-        (33, 70, 17, None, None, None),
-        (33, 6, 5, None, "silu", [33, 7]),
-        (9, 3, 3, 0, None, [5, 0]),
+        (65, 8, 5, 4, None, [64, 65, 33]),
+        (65, 12, 1, 0, "silu", [0, 65, 16]),
+        (19, 6, 17, 16, "silu", [19, 18, 2]),
+        (17, 4, 17, 0, "silu", None),
+        (20, 4, 7, 2, "silu", [20, 9, 13]),
+        (100, 8, 5, 0, "silu", [100, 31, 0]),
     ],
 )
 def test_convolution_equals_shifted_products(length, width, taps, left, activation, lengths):
+    """In float64; what lies beyond the rows, in x and in the gradient, is never read."""
+    g = torch.Generator().manual_seed(0)
+    x, dy = normal(g, 3, length, width + 8), normal(g, 3, length, width)
+    weight, bias = normal(g, width, taps), None if taps == 4 else normal(g, width)
+    counts = None if lengths is None else torch.tensor(lengths)
+    beyond = torch.arange(length) >= torch.tensor([[length]] * 3 if lengths is None else lengths).view(3, 1)
+    x[beyond], dy[beyond] = torch.nan, torch.nan
+    options = dict(left=left, activation=activation, lengths=counts)
+    got = convolved("triton", torch.float32, weight, bias, x, dy, **options)
+    expected = convolved("shifted", torch.float64, weight, bias, x, dy, **options)
+    for result, value in zip(got, expected, strict=True):
+        assert (result.double() - value).norm() <= CONVOLUTION_TOLERANCE * value.norm()
+    assert (got[0][beyond] == 0).all() and (got[1][beyond] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_convolution_of_short_floats_and_turned_taps(dtype):
+    """Parameters are in float32, the taps are a view that runs backwards in memory order."""
+    g = torch.Generator().manual_seed(0)
+    x, dy, bias = normal(g, 2, 21, 8).to(dtype), normal(g, 2, 21, 8).to(dtype), normal(g, 8)
+    weight = normal(g, 5, 8).T
     results = []
-    for backend in ("triton", "shifted"):
-        g = torch.Generator().manual_seed(0)
-        leaves = [normal(g, *shape).requires_grad_() for shape in ((2, length, width), (width, taps), (width,))]
-        y = depthwise_conv1d(
-            *leaves,
-            left=left,
-            activation=activation,
-            lengths=None if lengths is None else torch.tensor(lengths),
-            backend=backend,
-        )
-        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
-        results.append((y, *(leaf.grad for leaf in leaves)))
-    for got, expected in zip(*results, strict=True):
-        torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+    for backend, wide in (("triton", False), ("shifted", True)):
+        given = [tensor.double() if wide else tensor.clone() for tensor in (x, weight, bias, dy)]
+        leaves = [tensor.requires_grad_() for tensor in given[:3]]
+        y = depthwise_conv1d(*leaves, left=4, activation="silu", backend=backend)
+        y.backward(given[3])
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    assert [result.dtype for result in results[0]] == [dtype, dtype, torch.float32, torch.float32]
+    for got, expected, tolerance in zip(*results, (4e-3, 4e-3, 1e-6, 1e-6), strict=True):
+        assert (got.double() - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize(("width", "first", "total"), [(8, 4, 20), (6, 3, 13)], ids=["vectors", "single"])
+def test_convolution_into_a_part_of_a_wider_tensor(width, first, total):
+    from ribonanzamamba.ops.depthwise_conv_triton import convolve, gradients
+
+    g = torch.Generator().manual_seed(0)
+    x, dy = (normal(g, 2, 21, total)[..., first : first + width] for _ in range(2))
+    rest = (normal(g, width, 5), normal(g, width), torch.tensor([21, 10]), 3, True)
+    for launch, tensors in ((convolve, (x,)), (gradients, (dy, x))):
+        expected = launch(*tensors, *rest)
+        # rows of the batch lie between each other
+        wide = torch.full((21, 2, total), 7.0)
+        out = wide.transpose(0, 1)[..., first : first + width]
+        got = launch(*tensors, *rest, out=out)
+        if launch is convolve:
+            expected, got = (expected,), (got,)
+        assert got[0] is out
+        assert all(map(torch.equal, got, expected))
+        out.fill_(7.0)
+        assert (wide == 7.0).all()
+
+
+def test_convolution_of_several_tiles_a_program(monkeypatch):
+    from ribonanzamamba.ops import depthwise_conv_triton as module
+
+    g = torch.Generator().manual_seed(0)
+    x, dy, weight, bias = normal(g, 3, 70, 8), normal(g, 3, 70, 8), normal(g, 8, 5), normal(g, 8)
+    results = []
+    for programs, sum_tile in ((2048, (256, 16)), (2, (4, 16)), (3, (1, 4))):
+        monkeypatch.setattr(module, "PROGRAMS", programs)
+        monkeypatch.setattr(module, "SUM_TILE", sum_tile)
+        results.append(module.gradients(dy, x, weight, bias, None, 2, True))
+    assert module.planned(3, 70, 8, 5).tiles == 4
+    for result in results[1:]:
+        assert torch.equal(result[0], results[0][0])
+        torch.testing.assert_close(result[1:], results[0][1:])
+
+
+@pytest.mark.parametrize(("batch", "length", "width", "taps"), [(20_000, 12, 64, 5), (32, 512, 768, 5), (9, 1, 96, 17)])
+def test_convolution_leaves_few_places_empty(batch, length, width, taps):
+    from ribonanzamamba.ops.depthwise_conv_triton import planned
+
+    plan = planned(batch, length, width, taps)
+    places = plan.tiles * plan.vector * plan.positions * plan.channel_tiles * plan.width
+    assert batch * length * width <= places <= 1.4 * batch * max(length, 4) * width
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_convolution_for_compilers(part):
+    from ribonanzamamba.ops import depthwise_conv_triton as module
+
+    g = torch.Generator().manual_seed(0)
+    x, dy = normal(g, 2, 9, 20)[..., 4:12], normal(g, 2, 9, 8)
+    rest = (normal(g, 5, 8).T, normal(g, 8), torch.tensor([9, 4]), 3, True)
+    tests = ("test_schema", "test_faketensor")
+    if part == "forward":
+        torch.library.opcheck(module.convolve_operator, (x, *rest), test_utils=tests)
+    else:
+        torch.library.opcheck(module.gradients_operator, (dy, x, *rest), test_utils=tests)
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])

@@ -36,7 +36,8 @@ def depthwise_conv1d(
         (b, l, d).
 
     Raises:
-        ValueError: shapes that do not fit, an unknown activation or backend, or a backend that cannot run.
+        ValueError: shapes that do not fit, a `left` outside 0 to k - 1, an unknown activation or backend, or a backend
+        that cannot run.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] == 0:
         raise ValueError(f"expected x (b, l, d) and weight (d, taps), got {tuple(x.shape)} and {tuple(weight.shape)}")
@@ -44,6 +45,8 @@ def depthwise_conv1d(
         raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {activation!r}")
     taps, length = weight.shape[1], x.shape[1]
     left = (taps - 1) // 2 if left is None else left
+    if not 0 <= left < taps:
+        raise ValueError(f"left: expected 0 to {taps - 1} of {taps} taps, got {left}")
     chosen = choose(backend, "shifted", BACKENDS, x.device, x.dtype, 1).backend
     if chosen == "triton" and x.numel():
         from ribonanzamamba.ops.depthwise_conv_triton import depthwise_conv_triton
