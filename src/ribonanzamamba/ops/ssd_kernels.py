@@ -41,7 +41,7 @@ def step_size(raw, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def silu(z):
-    return z / (1.0 + tl.exp(-z))
+    return z / (1.0 + tl.exp2(-z * LOG2_E))
 
 
 @triton.jit
@@ -159,12 +159,13 @@ def store_tile(pointer, stride, rows, ok, columns, width, value, WHOLE: tl.const
 
 
 @triton.jit
-def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr):
-    """A state (n, p), 0 where it is not present."""
+def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
+    """A state (n, p), 0 where it is not present. Not KEPT: nobody reads it soon, the cache is for something else."""
     mask = tl.full((1, 1), True, dtype=tl.int1) & present
     if not WHOLE:
         mask = mask & (n < N)[:, None] & (p < P)[None, :]
-    return tl.load(pointer + n[:, None] * P + p[None, :], mask=mask, other=0.0)
+    policy: tl.constexpr = "" if KEPT else "evict_first"
+    return tl.load(pointer + n[:, None] * P + p[None, :], mask=mask, other=0.0, eviction_policy=policy)
 
 
 @triton.jit
@@ -175,7 +176,7 @@ def load_entering(
     """The state (n, p) that enters chunk c: that of a walk through its segment from nothing, and SEGMENTS, what is
     left of the state that entered the segment."""
     chunk = row * chunks + c
-    h = load_state(states + chunk * N * P, n, N, p, P, present, WHOLE)
+    h = load_state(states + chunk * N * P, n, N, p, P, present, WHOLE, False)
     if SEGMENTS:
         index = row * segments + c // chunks_a_segment
         before = load_state(entering + index * N * P, n, N, p, P, present, WHOLE)
@@ -360,24 +361,25 @@ def gradient_kernel(
     batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, dchunks_a_segment, dsegments, chunks,
     scale,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h, dx_l, dz_l,
-    DIRECTION: tl.constexpr, DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, SEGMENTS: tl.constexpr,
-    DSEGMENTS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    DSEGMENTS: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
+    WHOLE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk of one head (or a tile of its width) in one direction.
+    """Gradients of one chunk of HEADS heads (or of a tile of their width), one after the other, and of both directions.
 
-    dx, dz: rows (h, p) dx_l, dz_l numbers apart; the second direction adds its share to dx. dB, dC: partial sums of
-    each head and tile. States and their gradients have segments of their own. dsteps: (5, tile, direction, b, h, chunk,
-    Q): of the step sizes where they multiply x; what each step leaves to the end of the chunk (with HAS_DSTATES) and to
-    its later steps; what it takes of earlier ones and of the state (with HAS_STATES). dwhole: (2, tile, direction, b,
-    h, chunk): what the chunk keeps of the state that enters, and the gradient of D.
+    dx, dz: rows (h, p) dx_l, dz_l numbers apart. dB, dC: partial sums of the heads of each program. States and their
+    gradients have segments of their own. dsteps: (5, tile, direction, b, h, chunk, Q): of the step sizes where they
+    multiply x; what each step leaves to the end of the chunk (with HAS_DSTATES) and to its later steps; what it takes
+    of earlier ones and of the state (with HAS_STATES). dwhole: (2, tile, direction, b, h, chunk): what the chunk keeps
+    of the state that enters, and the gradient of D.
     """
     program = tl.program_id(0)
     c = tl.program_id(1)
     tile = program % tiles
-    head = (program // tiles) % heads
-    b = (program // tiles // heads).to(tl.int64)
+    turns = heads // HEADS
+    first_head = (program // tiles) % turns * HEADS
+    b = (program // tiles // turns).to(tl.int64)
     length = L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
@@ -388,7 +390,7 @@ def gradient_kernel(
     ok = q < length - c * Q
     inside = q < L - c * Q
     groups = heads // heads_a_group
-    partials = heads_a_group * tiles
+    partials = heads_a_group // HEADS * tiles
     matrix_row = DIRECTIONS * groups * partials * N
     rows = batch * heads * DIRECTIONS
     part = rows.to(tl.int64) * chunks * Q
@@ -396,95 +398,107 @@ def gradient_kernel(
     dy += b * dy_b + at * dy_l
     if HAS_Z:
         z += b * z_b + at * z_l
-    direction: tl.constexpr = DIRECTION
-    reverse: tl.constexpr = REVERSE or DIRECTION == 1
-    group = direction * groups + head // heads_a_group
-    row = (direction * batch + b) * heads + head
-    own = steps + (row * chunks + c) * Q
-    before_gate = ((b * L + at) * heads + head) * P
-    dx += (b * L + at) * dx_l + head * P
-    # all loads first: one wait
-    B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
-    C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
-    G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(tl.float32)
-    X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
-    if HAS_DSTATES:
-        dh = load_entering(
-            dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, c * Q < length,
-            DSEGMENTS, WHOLE, DOT,
-        )  # fmt: skip
-    if HAS_STATES:
-        h = load_entering(
-            states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, c * Q < length,
-            SEGMENTS, WHOLE, DOT,
-        )  # fmt: skip
-    d = tl.load(own + q)
-    whole_coarse, whole_fine = load_sums(own, part, 0 if reverse else Q - 1, EXACT)
-    coarse, fine = load_sums(own, part, q, EXACT)
-    if HAS_Z:
-        Z = load_tile(z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
-        sigmoid = 1.0 / (1.0 + tl.exp(-Z))
-        if direction == 0:
-            before = load_tile(ungated + before_gate, heads * P, q, ok, p, P, WHOLE).to(tl.float32)
-            slope = G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid))
-            store_tile(dz + (b * L + at) * dz_l + head * P, dz_l, q, inside, p, P, slope, WHOLE)
-        G *= Z * sigmoid
-    # both directions see the skip: one of them counts it
-    dD = 0.0
-    skip = 0.0
-    if HAS_D and direction == 0:
-        dD = tl.sum(tl.sum(G * X.to(tl.float32), 1), 0)
-        skip = tl.load(D + head).to(tl.float32) / scale
-    G = (G * scale).to(DOT)
-    from_start = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
-    to_end = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT)
-    to_step = dsteps + ((tile * rows + row) * chunks + c) * Q + q
-    to_whole = dwhole + (tile * rows + row) * chunks + c
-    kept = 0.0
-    if HAS_STATES and HAS_DSTATES:
-        kept = tl.sum(tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1), 0)
-        kept *= power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT)
-    tl.store(to_whole, kept)
-    tl.store(to_whole + tiles * rows * chunks, dD)
-    # of u = d x; matrices of steps are (from, to)
-    dU = tl.zeros((Q, BP), dtype=tl.float32)
-    direct = tl.zeros((Q,), dtype=tl.float32)
-    if HAS_DSTATES:
-        dU = tl.dot(B_c, dh, input_precision=PRECISION) * to_end[:, None]
-        direct = tl.sum(dU * X.to(tl.float32), 1)
-        tl.store(to_step + tiles * part, direct * d)
-    order = (-q if reverse else q).to(tl.float32) * 1e30
-    coarse, fine = load_sums(own, part, q[:, None], EXACT)
-    to_coarse, to_fine = load_sums(own, part, q[None, :], EXACT)
-    decay = decay_between(to_coarse, to_fine, coarse, fine, order[None, :], order[:, None], EXACT)
-    scores = tl.dot(B_c, tl.trans(C_c), input_precision=PRECISION) * decay
-    dU = tl.dot(scores.to(DOT), G, acc=dU, input_precision=PRECISION)
-    dX = dU * d[:, None] + skip * G.to(tl.float32)
-    if direction > 0:
-        dX += load_tile(dx, dx_l, q, inside, p, P, WHOLE).to(tl.float32)
-    store_tile(dx, dx_l, q, inside, p, P, dX, WHOLE)
-    dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
-    inner = scores * dscores
-    tl.store(to_step, direct + tl.sum(inner, 1))
-    inner *= d[:, None]
-    if EXACT:
-        # the diagonal enters and leaves the log decays with opposite signs; where its digits count, left out
-        inner = tl.where(q[:, None] == q[None, :], 0.0, inner)
-    tl.store(to_step + 2 * tiles * part, tl.sum(inner, 1))
-    tl.store(to_step + 3 * tiles * part, tl.sum(inner, 0))
-    dscores = (dscores * decay * d[:, None]).to(DOT)
-    dB_c = tl.zeros((Q, BN), dtype=tl.float32)
-    if HAS_DSTATES:
-        dB_c = tl.dot(X, tl.trans(dh), input_precision=PRECISION) * (to_end * d)[:, None]
-    dB_c = tl.dot(dscores, C_c, acc=dB_c, input_precision=PRECISION)
-    dC_c = tl.zeros((Q, BN), dtype=tl.float32)
-    if HAS_STATES:
-        dC_c = tl.dot(G, tl.trans(h), input_precision=PRECISION) * from_start[:, None]
-        tl.store(to_step + 4 * tiles * part, tl.sum(dC_c * C_c.to(tl.float32), 1))
-    dC_c = tl.dot(tl.trans(dscores), B_c, acc=dC_c, input_precision=PRECISION)
-    matrix = (((b * L + at) * DIRECTIONS * groups + group) * partials + (head % heads_a_group) * tiles + tile) * N
-    store_tile(dB + matrix, matrix_row, q, inside, n, N, dB_c, WHOLE)
-    store_tile(dC + matrix, matrix_row, q, inside, n, N, dC_c, WHOLE)
+    # kept for all turns, addresses and masks would take the registers of what is computed
+    for turn in tl.range(HEADS * DIRECTIONS, disable_licm=True):
+        head = first_head + turn // DIRECTIONS
+        direction = turn % DIRECTIONS
+        reverse = REVERSE or direction == 1
+        first = direction == 0
+        if HEADS * DIRECTIONS > 1:
+            # what this program wrote before and adds to now, still in the cache
+            tl.debug_barrier()
+        group = direction * groups + head // heads_a_group
+        row = (direction * batch + b) * heads + head
+        own = steps + (row * chunks + c) * Q
+        before_gate = ((b * L + at) * heads + head) * P
+        to_x = dx + (b * L + at) * dx_l + head * P
+        # all loads first: one wait
+        B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
+        C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
+        G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(tl.float32)
+        X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
+        if HAS_DSTATES:
+            dh = load_entering(
+                dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, c * Q < length,
+                DSEGMENTS, WHOLE, DOT,
+            )  # fmt: skip
+        if HAS_STATES:
+            h = load_entering(
+                states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, c * Q < length,
+                SEGMENTS, WHOLE, DOT,
+            )  # fmt: skip
+        d = tl.load(own + q)
+        whole_coarse, whole_fine = load_sums(own, part, tl.where(reverse, 0, Q - 1), EXACT)
+        coarse, fine = load_sums(own, part, q, EXACT)
+        if HAS_Z:
+            Z = load_tile(z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
+            sigmoid = 1.0 / (1.0 + tl.exp2(-Z * LOG2_E))
+            if first:
+                before = load_tile(ungated + before_gate, heads * P, q, ok, p, P, WHOLE).to(tl.float32)
+                slope = G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid))
+                store_tile(dz + (b * L + at) * dz_l + head * P, dz_l, q, inside, p, P, slope, WHOLE)
+            G *= Z * sigmoid
+        # both directions see the skip: one of them counts it
+        dD = 0.0
+        skip = 0.0
+        if HAS_D:
+            dD = tl.where(first, tl.sum(tl.sum(G * X.to(tl.float32), 1), 0), 0.0)
+            skip = tl.where(first, tl.load(D + head).to(tl.float32) / scale, 0.0)
+        G = (G * scale).to(DOT)
+        from_start = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
+        to_end = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT)
+        to_step = dsteps + ((tile * rows + row) * chunks + c) * Q + q
+        to_whole = dwhole + (tile * rows + row) * chunks + c
+        kept = 0.0
+        if HAS_STATES and HAS_DSTATES:
+            kept = tl.sum(tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1), 0)
+            kept *= power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT)
+        tl.store(to_whole, kept)
+        tl.store(to_whole + tiles * rows * chunks, dD)
+        # of u = d x; matrices of steps are (from, to)
+        dU = tl.zeros((Q, BP), dtype=tl.float32)
+        direct = tl.zeros((Q,), dtype=tl.float32)
+        if HAS_DSTATES:
+            dU = tl.dot(B_c, dh, input_precision=PRECISION) * to_end[:, None]
+            direct = tl.sum(dU * X.to(tl.float32), 1)
+            tl.store(to_step + tiles * part, direct * d)
+        order = tl.where(reverse, -q, q).to(tl.float32) * 1e30
+        coarse, fine = load_sums(own, part, q[:, None], EXACT)
+        to_coarse, to_fine = load_sums(own, part, q[None, :], EXACT)
+        decay = decay_between(to_coarse, to_fine, coarse, fine, order[None, :], order[:, None], EXACT)
+        scores = tl.dot(B_c, tl.trans(C_c), input_precision=PRECISION) * decay
+        dU = tl.dot(scores.to(DOT), G, acc=dU, input_precision=PRECISION)
+        dX = dU * d[:, None] + skip * G.to(tl.float32)
+        if DIRECTIONS > 1:
+            dX += load_tile(to_x, dx_l, q, q < tl.where(first, 0, L - c * Q), p, P, WHOLE).to(tl.float32)
+        store_tile(to_x, dx_l, q, inside, p, P, dX, WHOLE)
+        dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
+        inner = scores * dscores
+        tl.store(to_step, direct + tl.sum(inner, 1))
+        inner *= d[:, None]
+        if EXACT:
+            # the diagonal enters and leaves the log decays with opposite signs; where its digits count, left out
+            inner = tl.where(q[:, None] == q[None, :], 0.0, inner)
+        tl.store(to_step + 2 * tiles * part, tl.sum(inner, 1))
+        tl.store(to_step + 3 * tiles * part, tl.sum(inner, 0))
+        dscores = (dscores * decay * d[:, None]).to(DOT)
+        dB_c = tl.zeros((Q, BN), dtype=tl.float32)
+        if HAS_DSTATES:
+            dB_c = tl.dot(X, tl.trans(dh), input_precision=PRECISION) * (to_end * d)[:, None]
+        dB_c = tl.dot(dscores, C_c, acc=dB_c, input_precision=PRECISION)
+        dC_c = tl.zeros((Q, BN), dtype=tl.float32)
+        if HAS_STATES:
+            dC_c = tl.dot(G, tl.trans(h), input_precision=PRECISION) * from_start[:, None]
+            tl.store(to_step + 4 * tiles * part, tl.sum(dC_c * C_c.to(tl.float32), 1))
+        dC_c = tl.dot(tl.trans(dscores), B_c, acc=dC_c, input_precision=PRECISION)
+        partial = (head % heads_a_group) // HEADS * tiles + tile
+        matrix = (((b * L + at) * DIRECTIONS * groups + group) * partials + partial) * N
+        if HEADS > 1:
+            again = q < tl.where(turn < DIRECTIONS, 0, L - c * Q)
+            dB_c += load_tile(dB + matrix, matrix_row, q, again, n, N, WHOLE).to(tl.float32)
+            dC_c += load_tile(dC + matrix, matrix_row, q, again, n, N, WHOLE).to(tl.float32)
+        store_tile(dB + matrix, matrix_row, q, inside, n, N, dB_c, WHOLE)
+        store_tile(dC + matrix, matrix_row, q, inside, n, N, dC_c, WHOLE)
 
 
 @triton.jit(do_not_specialize=VARYING)

@@ -2,6 +2,7 @@
 torch.compile sees as one node. A launch needs Triton; `backend.py` says when it can run."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,13 +23,17 @@ OUTPUT_LAUNCH = {"num_warps": 4, "num_stages": 1}
 GRADIENT_LAUNCH = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
 """Three programs a multiprocessor; 100 bytes spilled cost less than the third one gains."""
 WIDE_GRADIENT_LAUNCH = GRADIENT_LAUNCH | {"maxnreg": 255}
-"""Of float32. Left to itself, the assembler can choose 32 registers (Triton 3.6)."""
+"""Of float32, and of programs that take turns, which would spill 400 bytes. Left to itself, the assembler can choose 32
+registers (Triton 3.6)."""
 STEPS_A_PROGRAM = 512
 """Of the kernels that see step sizes only."""
 PROGRAMS_A_PROCESSOR = 2
 """Walks side by side."""
 FEWEST_CHUNKS = 4
 """Chunks a segment: in shorter ones, states that enter segments cost more than the waiting that they spare."""
+MOST_HEADS = {1: 1, 2: 2}
+"""By directions: heads that a program of the backward pass takes one after the other, and so leaves less to be added
+up."""
 PASS_NUMBERS = 512
 """Of a state that one program of `pass_kernel` takes."""
 SUM_ROWS, SUM_TERMS = 32, 256
@@ -77,6 +82,21 @@ class Plan:
     def all_chunks(self) -> tuple[int, int]:
         """Grid of what takes each chunk by itself."""
         return self.batch * self.heads * self.tiles, self.chunks
+
+    @functools.cached_property
+    def heads_a_program(self) -> int:
+        """Of the backward pass: heads of one group."""
+        return math.gcd(self.heads // self.groups, MOST_HEADS[self.directions])
+
+    @functools.cached_property
+    def takes_turns(self) -> bool:
+        """Whether a program of the backward pass does several times what it does."""
+        return self.heads_a_program * self.directions > 1
+
+    @functools.cached_property
+    def heads_of_chunks(self) -> tuple[int, int]:
+        """Grid of the backward pass."""
+        return self.batch * self.heads // self.heads_a_program * self.tiles, self.chunks
 
     @functools.cached_property
     def chunks_a_program(self) -> int:
@@ -265,6 +285,11 @@ class Gradients(NamedTuple):
     dz: Tensor
 
 
+def apart(tensor: Tensor) -> int:
+    """Numbers from a position to the next; the stride along an axis of one position may be anything."""
+    return tensor.stride(1) if tensor.shape[1] > 1 else tensor.stride(0)
+
+
 def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, of_chunks: Tensor,
@@ -292,7 +317,7 @@ def backward_into(
     cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
     dx, ddt, dB, dC, dz = into
-    partials = cut.heads // cut.groups * cut.tiles
+    partials = cut.heads // cut.groups // cut.heads_a_program * cut.tiles
     matrices = x.new_empty((2, cut.batch, cut.length, directions * cut.groups, partials, cut.state))
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
@@ -309,24 +334,22 @@ def backward_into(
         if not has_states(cut.chunks, dlast):
             dstates = no_states(x)
         entered = {"HAS_STATES": states.of_chunks.numel() > 0, "HAS_DSTATES": dstates.of_chunks.numel() > 0}
-        # one after the other: the second adds to what the first wrote of dx
-        for direction in range(directions):
-            kernels().gradient_kernel[cut.all_chunks](
-                x, B, C, D, z, lengths, steps, *states, *dstates, ungated, dy,
-                dx, *matrices.unbind(), dz, dsteps, dwhole,
-                cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
-                *states.in_segments(cut.chunks), *dstates.in_segments(cut.chunks), cut.chunks,
-                scale, *strides(x), *strides(B), *strides(C), *strides(z), *strides(dy), dx.stride(1),
-                dz.stride(1) if z is not None else 0,
-                DIRECTION=direction, DIRECTIONS=directions, REVERSE=reverse,
-                HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None,
-                SEGMENTS=states.of_segments.numel() > 0, DSEGMENTS=dstates.of_segments.numel() > 0, DOT=dot,
-                PRECISION=precision, EXACT=exact, **entered, **cut.tile,
-                **(WIDE_GRADIENT_LAUNCH if exact else GRADIENT_LAUNCH),
-            )  # fmt: skip
+        kernels().gradient_kernel[cut.heads_of_chunks](
+            x, B, C, D, z, lengths, steps, *states, *dstates, ungated, dy,
+            dx, *matrices.unbind(), dz, dsteps, dwhole,
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
+            *states.in_segments(cut.chunks), *dstates.in_segments(cut.chunks), cut.chunks,
+            scale, *strides(x), *strides(B), *strides(C), *strides(z), *strides(dy), apart(dx),
+            apart(dz) if z is not None else 0,
+            DIRECTIONS=directions, REVERSE=reverse,
+            HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None,
+            SEGMENTS=states.of_segments.numel() > 0, DSEGMENTS=dstates.of_segments.numel() > 0, DOT=dot,
+            PRECISION=precision, EXACT=exact, HEADS=cut.heads_a_program, **entered, **cut.tile,
+            **(WIDE_GRADIENT_LAUNCH if exact or cut.takes_turns else GRADIENT_LAUNCH),
+        )  # fmt: skip
         kernels().step_gradient_kernel[cut.all_steps](
             dt, A, bias, lengths, steps, dsteps, dwhole, ddt, sums,
-            cut.batch, cut.length, cut.heads, cut.tiles, cut.chunks, *strides(dt), ddt.stride(1),
+            cut.batch, cut.length, cut.heads, cut.tiles, cut.chunks, *strides(dt), apart(ddt),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None,
             Q=cut.Q, CHUNKS=cut.chunks_a_program, num_warps=4, **entered,
         )  # fmt: skip
@@ -334,7 +357,7 @@ def backward_into(
         programs = 2 * cdiv(positions * groups, SUM_ROWS) + totals.numel()
         kernels().sum_kernel[(programs,)](
             matrices, dB, dC, sums, totals, positions, groups, cut.state, cut.batch * cut.all_steps[1],
-            *dB.stride()[1:3], PARTIALS=partials, ROWS=SUM_ROWS, BN=next_power_of_2(cut.state), BLOCK=SUM_TERMS,
+            apart(dB), dB.stride(2), PARTIALS=partials, ROWS=SUM_ROWS, BN=next_power_of_2(cut.state), BLOCK=SUM_TERMS,
             num_warps=4,
         )  # fmt: skip
     return totals, dstart
