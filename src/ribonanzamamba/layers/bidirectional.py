@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ribonanzamamba.layers.mamba import KeepsWide, step_bias
 from ribonanzamamba.layers.norm import RMSNorm
-from ribonanzamamba.ops import bidirectional_selective_scan, bidirectional_ssd, depthwise_conv1d
+from ribonanzamamba.ops import bidirectional_selective_scan, convolved_bidirectional_ssd, depthwise_conv1d
 
 MERGES = ("mean", "sum", "gate", "concat")
 
@@ -62,27 +62,23 @@ class BiMamba(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch length width"], lengths: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch length width"]:
-        z, inner, dt = self.in_proj(x).split(self.splits, dim=-1)
-        inner = depthwise_conv1d(inner, self.conv_weight, self.conv_bias, activation="silu", lengths=lengths)
-        u, B, C = inner.split((self.d_inner, 2 * self.d_state, 2 * self.d_state), dim=-1)
-        u = rearrange(u, "b l (h p) -> b l h p", h=self.heads)
-        B, C = (rearrange(matrix, "b l (g n) -> b l g n", g=2) for matrix in (B, C))
+        projected = self.in_proj(x)
         # one gate for both directions: the kernel that merges them takes it too
         gated = self.merge in ("mean", "sum")
         # step sizes and decays in float32 under autocast, in float64 where all is
         wide = torch.promote_types(x.dtype, torch.float32)
-        y = bidirectional_ssd(
-            u,
-            dt,
+        y = convolved_bidirectional_ssd(
+            projected,
+            self.conv_weight,
+            self.conv_bias,
             -torch.exp(self.A_log.to(wide)),
-            B,
-            C,
             self.D,
-            rearrange(z, "b l (h p) -> b l h p", h=self.heads) if gated else None,
             self.dt_bias,
-            dt_softplus=True,
+            heads=self.heads,
+            d_state=self.d_state,
             lengths=lengths,
             merge="concat" if self.merge_gate is not None else self.merge,
+            gated=gated,
         )
         if self.merge_gate is not None:
             left, right = y.chunk(2, dim=2)
@@ -90,6 +86,7 @@ class BiMamba(nn.Module):
             y = share * left + (1 - share) * right
         y = rearrange(y, "b l h p -> b l (h p)")
         if not gated:
+            z = projected[..., : self.d_inner]
             y = y * F.silu(torch.cat([z, z], dim=-1) if self.merge == "concat" else z)
         # where the recurrence returns 0, so does all that follows
         return self.out_proj(self.norm(y))

@@ -1,6 +1,7 @@
 """Functions on tensors: state-space recurrences and short convolutions. Knows nothing of modules or RNA."""
 
 from ribonanzamamba.ops.causal_conv import causal_conv1d
+from ribonanzamamba.ops.convolved_ssd import convolved_bidirectional_ssd
 from ribonanzamamba.ops.depthwise_conv import depthwise_conv1d
 from ribonanzamamba.ops.explain import explain
 from ribonanzamamba.ops.norm import rms_norm
@@ -13,6 +14,7 @@ __all__ = [
     "bidirectional_selective_scan",
     "bidirectional_ssd",
     "causal_conv1d",
+    "convolved_bidirectional_ssd",
     "depthwise_conv1d",
     "explain",
     "gated_convolution",
