@@ -175,6 +175,7 @@ def test_segments_equal_definition(name, direction, monkeypatch):
 
     monkeypatch.setattr(ssd_triton, "LONGEST_WIDE_CHUNK", 16)
     monkeypatch.setattr(ssd_triton, "WIDEST_TILE", 16)
+    monkeypatch.setattr(ssd_triton, "WIDEST_WALK", 32)
     monkeypatch.setattr(ssd_triton, "FEWEST_CHUNKS", 1)
     monkeypatch.setattr(selective_scan_triton, "FEWEST_BLOCKS", 1)
     for module in (ssd_triton, selective_scan_triton):

@@ -15,7 +15,7 @@ WIDTHS = (128, 64, 32)
 """Channels a program."""
 POSITIONS = (16, 8, 4)
 """Of a run: longer ones load fewer rows twice, shorter ones waste fewer where a sequence ends."""
-PROGRAMS = 2048
+PROGRAMS = 1024
 """Of a backward pass, about and at most: each leaves a part of the sums over positions, and walks tiles until all are
 done."""
 SUM_TILE = (256, 16)

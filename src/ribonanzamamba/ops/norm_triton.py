@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, next_power_of_2, on_launch
+from ribonanzamamba.ops.partial_sums import sum_parts
 
 TILE = 2048
 """Numbers a program holds at a time, whole rows."""
@@ -80,7 +81,8 @@ def gradients(dy: Tensor, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, 
             x, gain, dy, dx, sums, rows, x.shape[-1], eps, *x_strides, *dy_strides, *gain.stride(),
             X_SPLIT=x_split, DY_SPLIT=dy_split, **options,
         )  # fmt: skip
-    return dx, sums.sum(0)
+    (dgain,) = sum_parts([(sums, 0, torch.float32)])
+    return dx, dgain
 
 
 normalise_operator = torch.library.custom_op("ribonanzamamba::rms_norm", normalise, mutates_args=())

@@ -12,7 +12,7 @@ from ribonanzamamba.ops.backend import cdiv, device_of, next_power_of_2, on_laun
 
 TILE = 2048
 """Numbers a program holds at a time."""
-MOST_TERMS_AT_ONCE = 32
+MOST_TERMS_AT_ONCE = 128
 """Of one sum: loads that are under way together."""
 MOST_TERMS = 1024
 """Of a sum in one program, which adds them one load after the other: longer ones are PyTorch's, which divides them."""

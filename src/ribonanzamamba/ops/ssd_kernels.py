@@ -145,22 +145,27 @@ def decay_between(to_coarse, to_fine, coarse, fine, to_order, order, EXACT: tl.c
 
 
 @triton.jit
-def load_tile(pointer, stride, rows, ok, columns, width, WHOLE: tl.constexpr):
-    """Rows of a matrix, 0 where not ok; WHOLE: all columns are there."""
+def load_tile(pointer, stride, rows, ok, columns, width, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
+    """Rows of a matrix, 0 where not ok; WHOLE: all columns are there. Not KEPT: nobody reads it soon, the cache is for
+    something else."""
     mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
-    return tl.load(pointer + (rows[:, None] * stride + columns[None, :]), mask=mask, other=0.0)
+    policy: tl.constexpr = "" if KEPT else "evict_first"
+    return tl.load(
+        pointer + (rows[:, None] * stride + columns[None, :]), mask=mask, other=0.0, eviction_policy=policy
+    )  # fmt: skip
 
 
 @triton.jit
-def store_tile(pointer, stride, rows, ok, columns, width, value, WHOLE: tl.constexpr):
+def store_tile(pointer, stride, rows, ok, columns, width, value, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
     """The opposite of `load_tile`."""
     mask = ok[:, None] if WHOLE else ok[:, None] & (columns < width)[None, :]
-    tl.store(pointer + (rows[:, None] * stride + columns[None, :]), value, mask=mask)
+    policy: tl.constexpr = "" if KEPT else "evict_first"
+    tl.store(pointer + (rows[:, None] * stride + columns[None, :]), value, mask=mask, eviction_policy=policy)
 
 
 @triton.jit
 def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
-    """A state (n, p), 0 where it is not present. Not KEPT: nobody reads it soon, the cache is for something else."""
+    """A state (n, p), 0 where it is not present."""
     mask = tl.full((1, 1), True, dtype=tl.int1) & present
     if not WHOLE:
         mask = mask & (n < N)[:, None] & (p < P)[None, :]
@@ -251,10 +256,10 @@ def state_kernel(
         whole_coarse, whole_fine = load_sums(steps + at, part, last, EXACT)
         if BACKWARD:
             coarse, fine = load_sums(steps + at, part, q, EXACT)
-            weight = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
+            # scaled here: what goes into a product as it is in memory is loaded ahead
+            weight = power_of_difference(coarse, fine, 0.0, 0.0, EXACT) * scale
             if HAS_Z:
                 V = V.to(tl.float32) * silu(load_tile(z + at * z_l, z_l, q, ok, p, P, WHOLE).to(tl.float32))
-            V = (V.to(tl.float32) * scale).to(DOT)
         else:
             coarse, fine, factor = load_entries(steps + at, part, q, EXACT)
             weight = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT) * factor
@@ -318,7 +323,7 @@ def output_kernel(
     p = tile * BP + tl.arange(0, BP)
     ok = q < length - c * Q
     part = (tl.num_programs(0) // tiles * DIRECTIONS).to(tl.int64) * chunks * Q
-    X = load_tile(x + b * x_b + head * x_h + at * x_l, x_l, q, ok, p, P, WHOLE)
+    X = load_tile(x + b * x_b + head * x_h + at * x_l, x_l, q, ok, p, P, WHOLE, False)
     out = tl.zeros((Q, BP), dtype=tl.float32)
     for direction in range(DIRECTIONS):
         reverse = REVERSE or direction == 1
@@ -471,7 +476,7 @@ def gradient_kernel(
         dX = dU * d[:, None] + skip * G.to(tl.float32)
         if DIRECTIONS > 1:
             dX += load_tile(to_x, dx_l, q, q < tl.where(first, 0, L - c * Q), p, P, WHOLE).to(tl.float32)
-        store_tile(to_x, dx_l, q, inside, p, P, dX, WHOLE)
+        store_tile(to_x, dx_l, q, inside, p, P, dX, WHOLE, DIRECTIONS > 1)
         dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
         inner = scores * dscores
         tl.store(to_step, direct + tl.sum(inner, 1))

@@ -14,8 +14,8 @@ from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, dot_type, next_
 
 LONGEST_CHUNK, LONGEST_WIDE_CHUNK = 64, 32
 """Positions a chunk: 64 rows are what a matrix unit takes at a time; float32 tiles of them would spill registers."""
-WIDEST_TILE = 64
-"""Channels of a head that one program takes."""
+WIDEST_TILE, WIDEST_WALK = 64, 64
+"""Channels of a head that one program takes, all others and those that go from chunk to chunk."""
 LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass takes."""
 STATE_LAUNCH = {"num_warps": 4, "num_stages": 3}
@@ -31,9 +31,11 @@ PROGRAMS_A_PROCESSOR = 2
 """Walks side by side."""
 FEWEST_CHUNKS = 4
 """Chunks a segment: in shorter ones, states that enter segments cost more than the waiting that they spare."""
-MOST_HEADS = {1: 1, 2: 2}
+MOST_HEADS = {1: 1, 2: 4}
 """By directions: heads that a program of the backward pass takes one after the other, and so leaves less to be added
-up."""
+up, where enough programs remain."""
+FEWEST_PROGRAMS = 3
+"""Of the backward pass, a multiprocessor."""
 PASS_NUMBERS = 512
 """Of a state that one program of `pass_kernel` takes."""
 SUM_ROWS, SUM_TERMS = 32, 256
@@ -59,6 +61,11 @@ class Plan:
     BN: int
     BP: int
     tiles: int
+    heads_a_program: int
+    """Of the backward pass: heads of one group."""
+    walk_BP: int
+    walk_tiles: int
+    """BP and tiles of what goes from chunk to chunk."""
     chunks: int
     segments: int
     chunks_a_segment: int
@@ -74,19 +81,20 @@ class Plan:
         return {"Q": self.Q, "BN": self.BN, "BP": self.BP, "WHOLE": whole}
 
     @functools.cached_property
+    def walk_tile(self) -> dict[str, int | bool]:
+        """As `tile`, of what goes from chunk to chunk."""
+        whole = self.state == self.BN and self.width % self.walk_BP == 0
+        return {"Q": self.Q, "BN": self.BN, "BP": self.walk_BP, "WHOLE": whole}
+
+    @functools.cached_property
     def walks(self) -> tuple[int, int]:
         """Grid of what goes from chunk to chunk."""
-        return self.rows * self.tiles, self.segments
+        return self.rows * self.walk_tiles, self.segments
 
     @functools.cached_property
     def all_chunks(self) -> tuple[int, int]:
         """Grid of what takes each chunk by itself."""
         return self.batch * self.heads * self.tiles, self.chunks
-
-    @functools.cached_property
-    def heads_a_program(self) -> int:
-        """Of the backward pass: heads of one group."""
-        return math.gcd(self.heads // self.groups, MOST_HEADS[self.directions])
 
     @functools.cached_property
     def takes_turns(self) -> bool:
@@ -131,17 +139,20 @@ def planned(
     """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     BN = max(16, next_power_of_2(state))
     widest = max(16, min(WIDEST_TILE, LARGEST_STATE_TILE // BN)) if backward else WIDEST_TILE
-    BP = min(widest, max(16, next_power_of_2(width)))
-    tiles = cdiv(width, BP)
+    BP, walk_BP = (min(most, max(16, next_power_of_2(width))) for most in (widest, WIDEST_WALK))
+    tiles, walk_tiles = cdiv(width, BP), cdiv(width, walk_BP)
     chunks = cdiv(length, Q)
-    programs = directions * batch * heads * tiles
+    heads_a_program = math.gcd(heads // groups, MOST_HEADS[directions])
+    while heads_a_program > 1 and batch * heads // heads_a_program * tiles * chunks < FEWEST_PROGRAMS * processors:
+        heads_a_program //= 2
+    programs = directions * batch * heads * walk_tiles
     wanted = max(1, PROGRAMS_A_PROCESSOR * processors // max(1, programs))
     segments = max(1, min(wanted, chunks // FEWEST_CHUNKS))
     chunks_a_segment = cdiv(chunks, segments)
     segments = cdiv(chunks, chunks_a_segment)
     return Plan(
         batch, length, heads, width, groups, state, directions,
-        Q, BN, BP, tiles, chunks, segments, chunks_a_segment,
+        Q, BN, BP, tiles, heads_a_program, walk_BP, walk_tiles, chunks, segments, chunks_a_segment,
     )  # fmt: skip
 
 
@@ -256,11 +267,11 @@ def entering_states(
     walked_from = None if several else start
     kernels().state_kernel[cut.walks](
         v, K, z, lengths, steps, walked_from, of_chunks, after, passed, left,
-        cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
+        cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.walk_tiles, cut.heads // cut.groups,
         cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K), *strides(z),
         REVERSE=reverse, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, HAS_START=walked_from is not None,
         BACKWARD=backward, RETURN_AFTER=after is not None, SEGMENTS=several, DOT=dot, PRECISION=precision,
-        EXACT=exact, **cut.tile, **STATE_LAUNCH,
+        EXACT=exact, **cut.walk_tile, **STATE_LAUNCH,
     )  # fmt: skip
     of_segments = v.new_empty((cut.rows, cut.segments, *state) if several else 0)
     if several:
