@@ -130,3 +130,77 @@ def test_refuses_unknown_options():
         convolved_bidirectional_ssd(**t, heads=HEADS, d_state=STATE, merge="gate")
     with pytest.raises(ValueError, match="backend: expected one of"):
         convolved_bidirectional_ssd(**t, heads=HEADS, d_state=STATE, backend="chunked")
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernels need a CUDA GPU")
+USUAL = dict(heads=4, d_state=64)
+
+
+def usual_inputs(length: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Values that bfloat16 can represent, for four heads of 64; parameters at least float32."""
+    g = torch.Generator().manual_seed(length)
+    channels = 256 + 4 * 64
+    values = {
+        "projected": torch.randn(3, length, 256 + channels + 8, generator=g),
+        "weight": torch.randn(channels, TAPS, generator=g) * TAPS**-0.5,
+        "bias": torch.randn(channels, generator=g),
+        "A": -1 - 15 * torch.rand(8, generator=g),
+        "D": torch.randn(4, generator=g),
+        "dt_bias": torch.randn(8, generator=g) - 4,
+    }
+    wide = torch.promote_types(dtype, torch.float32)
+    return {
+        name: value.bfloat16().to("cuda", dtype if name == "projected" else wide).requires_grad_()
+        for name, value in values.items()
+    }
+
+
+def usual(length: int, dtype: torch.dtype, backend: str, lengths: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    leaves = usual_inputs(length, dtype)
+    y = convolved_bidirectional_ssd(**leaves, **USUAL, lengths=lengths, backend=backend)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y)
+    return {"y": y} | dict(zip(leaves, torch.autograd.grad(y, tuple(leaves.values()), weight), strict=True))
+
+
+@gpu
+@pytest.mark.parametrize("length", [1, 17, 64, 457])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
+def test_error_on_a_gpu(length, ragged):
+    lengths = torch.tensor([length, length // 2, 0], device="cuda") if ragged else None
+    exact = usual(length, torch.float64, "plain", lengths)
+    errors = {}
+    for name, dtype, backend in (
+        ("float32", torch.float32, "triton"),
+        ("bfloat16", torch.bfloat16, "triton"),
+        ("plain", torch.bfloat16, "plain"),
+    ):
+        got = usual(length, dtype, backend, lengths)
+        errors[name] = {
+            key: ((got[key].double() - value).norm() / value.norm().clamp(min=1e-30)).item()
+            for key, value in exact.items()
+        }
+    # few numbers, sums of terms that cancel: 1e-4 as in test_triton_gpu.py, where bfloat16 is held to several draws
+    for key, error in errors["float32"].items():
+        assert error <= (1e-4 if key in ("A", "D", "dt_bias") else 2e-5), f"{key}: {error:.1e}"
+    for key in ("y", "projected", "weight", "bias"):
+        assert errors["bfloat16"][key] <= max(2 * errors["plain"][key], 2e-3), (key, errors)
+
+
+@gpu
+def test_twice_gives_the_same_bits():
+    first, second = (usual(457, torch.bfloat16, "triton", None) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@gpu
+def test_compiles_as_one_graph():
+    leaves = usual_inputs(100, torch.bfloat16)
+
+    def loss(projected, weight, bias, A, D, dt_bias):
+        return convolved_bidirectional_ssd(projected, weight, bias, A, D, dt_bias, **USUAL).float().square().sum()
+
+    expected = torch.autograd.grad(loss(*leaves.values()), tuple(leaves.values()))
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves.values()), tuple(leaves.values()))
+    for name, value, other in zip(leaves, got, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=2e-2, atol=2e-2 * other.abs().max().item(), msg=name)
