@@ -15,6 +15,7 @@ from ribonanzamamba.model.coordinates import (
     frames_from_atoms,
     rotation_matrix,
 )
+from ribonanzamamba.ops import pair_plain
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -137,11 +138,22 @@ def test_nucleotides_keep_their_shape(module):
 
 
 @torch.no_grad()
-def test_a_slice_of_the_models_is_a_slice_of_the_result(module):
-    inputs = torch.randn(1, 8, 12), torch.randn(1, 8, 8, 6), torch.ones(1, 8, dtype=torch.bool)
-    every, one = module(*inputs), module(*inputs, slice(1, 2))
-    for whole, part in zip(every, one, strict=True):
-        torch.testing.assert_close(part, whole[:, 1:2], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
+def test_some_models_at_a_time_give_the_same(module, at_once):
+    inputs = torch.randn(2, 8, 12), torch.randn(2, 8, 8, 6), torch.ones(2, 8, dtype=torch.bool)
+    for whole, parts in zip(module(*inputs), module(*inputs, at_once), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_large_map_entered_part_by_part_gives_the_same(module, monkeypatch):
+    inputs = torch.randn(2, 8, 12), torch.randn(2, 8, 8, 6), torch.ones(2, 8, dtype=torch.bool)
+    expected = module(*inputs)
+    monkeypatch.setattr(pair_plain, "WORTH_PARTS", 0)
+    monkeypatch.setattr(pair_plain, "PART", 8 * 6 * 3)
+    assert len(list(pair_plain.parts(inputs[1]))) == 6
+    for whole, parts in zip(expected, module(*inputs), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ribonanzamamba.ops.pair_plain import by_parts
+
 ANGSTROM = 0.1
 """One angstrom in nanometres."""
 LOCAL_ATOMS = ((0.55, 5.05, -0.99), (-1.28, 1.96, 0.0), (0.0, 0.0, 0.0), (1.475, 0.0, 0.0))
@@ -46,7 +48,9 @@ class PointAttention(nn.Module):
         rotation: Float[Tensor, "batch model length 3 3"],
         translation: Float[Tensor, "batch model length 3"],
         mask: Bool[Tensor, "batch length"],
+        at_once: int | None = None,
     ) -> Float[Tensor, "batch model length width"]:
+        """What each nucleotide sees; attention of so many models is in memory at once, of all by default."""
         b, m, l, _ = x.shape
         q, k, v = self.scalar(x).reshape(b, m, l, 3, self.heads, self.scalars).unbind(3)
         # the answer does not depend on the origin, its rounding does: measured from the centre, products stay small
@@ -66,15 +70,23 @@ class PointAttention(nn.Module):
         key = torch.cat([k, point_k.flatten(-2)], dim=-1)
         far = weight / 2 * point_k.square().sum((-1, -2)).transpose(-1, -2)  # b m head l
         far = far.masked_fill(~mask[:, None, None], 1e9)
-        bias = self.bias(pair).permute(0, 3, 1, 2)[:, None] * 3**-0.5
-        logit = torch.einsum("bmihc,bmjhc->bmhij", query, key) + bias - far[..., None, :]
-        attention = logit.softmax(dim=-1)
+        # dense rows of one head's values, the same for all models
+        bias = ((self.bias.weight * 3**-0.5) @ pair.flatten(1, 2).mT).unflatten(-1, (l, l))[:, None]
 
-        scalar = torch.einsum("bmhij,bmjhc->bmihc", attention, v).flatten(3)
-        seen = torch.einsum("bmhij,bmjhpx->bmihpx", attention, point_v).reshape(b, m, l, -1, 3)
+        parts = []
+        step = at_once or m
+        for first in range(0, m, step):
+            own = slice(first, first + step)
+            # in place: fresh memory for maps of pairs costs a CPU more than the sums
+            logit = torch.einsum("bmihc,bmjhc->bmhij", query[:, own], key[:, own]).add_(bias)
+            attention = logit.sub_(far[:, own, :, None, :]).softmax(dim=-1)
+            scalar = torch.einsum("bmhij,bmjhc->bmihc", attention, v[:, own])
+            seen = torch.einsum("bmhij,bmjhpx->bmihpx", attention, point_v[:, own])
+            paired = torch.einsum("bmhij,bijc->bmihc", attention, pair)
+            parts.append((scalar.flatten(3), seen.flatten(3, 4), paired.flatten(3)))
+        scalar, seen, paired = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         seen = (seen - translation[..., None, :]) @ rotation
         length = (seen.square().sum(-1) + 1e-8).sqrt()
-        paired = torch.einsum("bmhij,bijc->bmihc", attention, pair).flatten(3)
         return self.out(torch.cat([scalar, seen.flatten(3), length, paired], dim=-1))
 
 
@@ -93,8 +105,10 @@ class CoordinateLayer(nn.Module):
         nn.init.normal_(self.step.weight, std=1e-2)
         nn.init.zeros_(self.step.bias)
 
-    def forward(self, x: Tensor, pair: Tensor, rotation: Tensor, translation: Tensor, mask: Tensor):
-        x = x + self.attention(self.attention_norm(x), pair, rotation, translation, mask)
+    def forward(
+        self, x: Tensor, pair: Tensor, rotation: Tensor, translation: Tensor, mask: Tensor, at_once: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x + self.attention(self.attention_norm(x), pair, rotation, translation, mask, at_once)
         x = x + self.transition(x)
         turn, shift = self.step(self.step_norm(x)).chunk(2, dim=-1)
         translation = translation + (rotation @ shift[..., None])[..., 0]
@@ -127,17 +141,21 @@ class CoordinateModule(nn.Module):
         x: Float[Tensor, "batch length width"],
         pair: Float[Tensor, "batch length length pair_width"],
         mask: Bool[Tensor, "batch length"],
-        models: slice = slice(None),
+        at_once: int | None = None,
     ) -> tuple[Float[Tensor, "batch model length 4 3"], Float[Tensor, "batch model length bin"]]:
-        """Coordinates (angstrom) and logits of the pLDDT bins."""
+        """Coordinates (angstrom) and logits of the pLDDT bins; `at_once` as in `PointAttention`."""
+
+        def enter(examples: slice, rows: slice) -> Tensor:
+            return self.pair_enter(self.pair_norm(pair[examples, rows].float()))
+
         with torch.autocast(x.device.type, enabled=False):
-            pair = self.pair_enter(self.pair_norm(pair.float()))
-            x = self.enter(self.norm(x.float()))[:, None] + self.model[models][:, None]
+            entered = by_parts(enter, pair, self.pair_norm.weight, self.pair_enter.weight)
+            x = self.enter(self.norm(x.float()))[:, None] + self.model[:, None]
             b, m, l, _ = x.shape
             rotation = torch.eye(3, device=x.device, dtype=x.dtype).expand(b, m, l, 3, 3)
             translation = x.new_zeros(b, m, l, 3)
             for layer in self.layers:
-                x, rotation, translation = layer(x, pair, rotation, translation, mask)
+                x, rotation, translation = layer(x, entered, rotation, translation, mask, at_once)
             phosphate = self.phosphate(x)
             local = self.local_atoms.to(x.dtype) * ANGSTROM
             atoms = torch.cat([(local[0] + phosphate)[..., None, :], local[1:].expand(b, m, l, 3, 3)], dim=-2)

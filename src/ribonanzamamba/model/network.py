@@ -39,7 +39,7 @@ OFFSET_BINS = 12
 CHECKPOINTING = ("off", "pair", "all")
 """What of the activations of a training step is not kept but computed again."""
 CELLS_FOR_ALL_MODELS = 600 * 600
-"""Pair cells above which the coordinate models are computed one after the other, to save memory."""
+"""Pair cells above which the attention of the coordinate models is computed one after the other, to save memory."""
 
 
 @dataclass(frozen=True)
@@ -226,12 +226,9 @@ class RibonanzaMamba(nn.Module):
             again = self.checkpointing != "off"
             outputs["pair_logit"], outputs["no_partner_logit"] = recomputed(self.pair_head, x, pair, mask, wanted=again)
         if "coordinates" in tasks:
-            models = range(self.config.coordinate_models)
             together = self.training or pair.shape[0] * pair.shape[1] ** 2 <= CELLS_FOR_ALL_MODELS
-            parts = [slice(None)] if together else [slice(k, k + 1) for k in models]
-            read = [self.coordinate_module(x, pair, mask, part) for part in parts]
-            outputs["coordinates"] = torch.cat([coordinates for coordinates, _ in read], dim=1)
-            outputs["plddt_logit"] = torch.cat([quality for _, quality in read], dim=1)
+            read = self.coordinate_module(x, pair, mask, None if together else 1)
+            outputs["coordinates"], outputs["plddt_logit"] = read
             if self.training:
                 outputs["distance_logit"] = self.coordinate_module.distance_logit(pair)
         return ModelOutput(**outputs)
