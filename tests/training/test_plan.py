@@ -48,6 +48,15 @@ def test_parameters_and_batches(small_config):
     assert plan(config(small_config, parallel="shard"), processes=2).resident_bytes == planned.resident_bytes // 2
 
 
+def test_a_fixed_number_of_rnas_is_the_batch(small_config):
+    """Then `data.tokens` says nothing, and all may be as long as the longest."""
+    fixed = config(small_config)
+    fixed = dataclasses.replace(fixed, data=dataclasses.replace(fixed.data, batch_examples=6, max_length=40))
+    for processes, examples in ((1, 6), (4, 2)):
+        reactivity = plan(fixed, processes).passes[0]
+        assert (reactivity.examples, reactivity.length) == (examples, 48)
+
+
 def test_what_is_printed_adds_up(small_config):
     planned = plan(config(small_config))
     largest = max(map(planned.activations_gib, planned.passes))

@@ -136,11 +136,11 @@ def plan(config: Config, processes: int = 1, build: Callable[[Config], nn.Module
         if data.reactivity or data.structure:
             taught = ("structure",) if config.loss.taught_pairs else ()
             tasks = tuple(task for task in ("reactivity", "structure") if getattr(data, task) or task in taught)
-            passes.append(
-                trace(
-                    network, tasks, *largest_batch(data.tokens, data.max_length, data.pad_multiple, processes), config
-                )
-            )
+            if data.batch_examples:
+                size = -(-data.batch_examples // processes), padded_length(data.max_length, data.pad_multiple)
+            else:
+                size = largest_batch(data.tokens, data.max_length, data.pad_multiple, processes)
+            passes.append(trace(network, tasks, *size, config))
         if data.coordinates:
             size = largest_batch(data.coordinate_tokens, data.coordinate_max_length, data.pad_multiple, processes)
             passes.append(trace(network, ("coordinates",), *size, config))
