@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ribonanzamamba.layers import PairUpdate
+from ribonanzamamba.ops import pair_plain
 
 
 def layer_of(dilation: int = 1) -> PairUpdate:
@@ -58,3 +59,17 @@ def test_equals_the_form_by_hand(dilation):
         expected = defined(layer, x[row, :length], pair[row, :length, :length], dilation)
         # float32 sums of 36 products
         torch.testing.assert_close(y[row, :length, :length], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_map_given_is_overwritten_only_where_it_may_be(monkeypatch):
+    layer = layer_of()
+    x, pair, mask = inputs(6, [6, 4])
+    expected, before = layer(x, pair, mask), pair.clone()
+    monkeypatch.setattr(pair_plain, "WORTH_PARTS", 0)
+    monkeypatch.setattr(pair_plain, "PART", 6 * 4 * 2)
+    torch.testing.assert_close(layer(x, pair, mask), expected)
+    assert torch.equal(pair, before)
+    got = layer(x, pair, mask, overwrite=True)
+    torch.testing.assert_close(got, expected)
+    assert got is pair

@@ -11,6 +11,7 @@ from ribonanzamamba.data.batch import Batch
 from ribonanzamamba.model.checkpoint import load_checkpoint, save_checkpoint
 from ribonanzamamba.model.config import ModelConfig
 from ribonanzamamba.model.network import EXACT_OFFSET, LARGEST_OFFSET, OFFSET_BINS, TASKS, RibonanzaMamba, offset_bins
+from ribonanzamamba.ops import pair_plain
 from ribonanzamamba.training.config import LossConfig
 from ribonanzamamba.training.loss import losses
 
@@ -116,6 +117,17 @@ def test_models_one_by_one_equal_models_together(small_network, monkeypatch):
     monkeypatch.setattr("ribonanzamamba.model.network.CELLS_FOR_ALL_MODELS", 0)
     apart = small_network(tokens, mask)
     torch.testing.assert_close(apart.coordinates, together.coordinates, atol=1e-4, rtol=0)
+
+
+def test_part_by_part_and_overwritten_the_map_of_pairs_gives_the_same(small_network, monkeypatch):
+    inputs = pad([random_rna(length, length) for length in (21, 30)], 30)
+    whole = small_network(*inputs)
+    monkeypatch.setattr(pair_plain, "WORTH_PARTS", 0)
+    monkeypatch.setattr(pair_plain, "PART", 4 * 30 * small_network.config.pair_width)
+    with torch.inference_mode():
+        parts = small_network(*inputs)
+    for name in FIELDS:
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_offsets_extrapolate():

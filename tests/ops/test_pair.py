@@ -143,6 +143,25 @@ def test_without_a_gradient_a_large_map_goes_part_by_part(operator, part, monkey
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("part", [1, 60, 200, 10_000])
+@pytest.mark.parametrize("operator", ["outer_and_norm", "gated_convolution"])
+def test_only_what_may_be_overwritten_is(operator, part, monkeypatch):
+    tensors = inputs(operator, 3, 7, 5)
+    whole = run(operator, tensors, overwrite=True)
+    assert torch.equal(tensors["pair"], inputs(operator, 3, 7, 5)["pair"]), "no parts: nothing is overwritten"
+    monkeypatch.setattr(pair_plain, "PART", part)
+    monkeypatch.setattr(pair_plain, "WORTH_PARTS", 0)
+    run(operator, tensors)
+    for name, tensor in inputs(operator, 3, 7, 5).items():
+        assert torch.equal(tensors[name], tensor), name
+    got = run(operator, tensors, overwrite=True)
+    assert got[0] is tensors["pair"]
+    for result, expected in zip(got, whole, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs(operator, 3, 7, 5).items()}
+    assert run(operator, leaves, overwrite=True)[0] is not leaves["pair"], "a gradient needs it"
+
+
 def test_parts_where_they_help_and_nowhere_else(monkeypatch):
     pair, weight = torch.zeros(1, 3, 3, 5), torch.zeros(5, requires_grad=True)
     assert not pair_plain.in_parts(pair)

@@ -29,9 +29,12 @@ class PairUpdate(nn.Module):
         x: Float[Tensor, "batch length width"],
         pair: Float[Tensor, "batch length length pair_width"],
         mask: Bool[Tensor, "batch length"],
+        overwrite: bool = False,
     ) -> Float[Tensor, "batch length length pair_width"]:
-        pair, h = outer_and_norm(pair, self.project(self.norm(x)), self.pair_gain, mask, EPS)
+        """The map after its update, perhaps written over `pair` (`ops.outer_and_norm` says when)."""
+        pair, h = outer_and_norm(pair, self.project(self.norm(x)), self.pair_gain, mask, EPS, overwrite=overwrite)
         conv, out = self.convolution, self.out
+        # the map between is nobody else's
         return gated_convolution(
-            pair, h, conv.weight, conv.bias, out.weight, out.bias, dilation=conv.dilation[0]
+            pair, h, conv.weight, conv.bias, out.weight, out.bias, dilation=conv.dilation[0], overwrite=True
         )  # fmt: skip

@@ -61,10 +61,11 @@ class Block(nn.Module):
         pair_is_read: bool = True,
         kept: Float[Tensor, "branch batch length width"] | None = None,
         scanned: Float[Tensor, "batch 1 1"] | None = None,
+        overwrite: bool = False,
     ) -> tuple[Float[Tensor, "batch length width"], Float[Tensor, "batch length length pair_width"]]:
         """Both tracks; the pair track unchanged where nothing reads it afterwards. `kept` is dropout's, for the
         `branches` of the sequence track: 1 where a value stays, 0 elsewhere; None: all stay. `scanned` is 1 for RNAs
-        that the state space reads, 0 for others; None: it reads all."""
+        that the state space reads, 0 for others; None: it reads all. `overwrite`: as of `PairUpdate`."""
         choices = iter([None] * self.branches if kept is None else kept)
         x = self.add(x, self.convolution(x, mask), next(choices))
         if self.second_norm is None:
@@ -77,16 +78,16 @@ class Block(nn.Module):
         x = self.add(x, self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)))), next(choices))
         if self.pair_update is None or not pair_is_read:
             return x, pair
-        return x, recomputed(self.update_pair, x, pair, mask, wanted=self.checkpoint_pair)
+        return x, recomputed(self.update_pair, x, pair, mask, overwrite, wanted=self.checkpoint_pair)
 
     @property
     def branches(self) -> int:
         """Of the sequence track: convolution, one mixer or two, feed-forward."""
         return 3 if self.second_norm is None else 4
 
-    def update_pair(self, x: Tensor, pair: Tensor, mask: Tensor) -> Tensor:
+    def update_pair(self, x: Tensor, pair: Tensor, mask: Tensor, overwrite: bool) -> Tensor:
         """The pair track after its update."""
-        pair = self.pair_update(x, pair, mask)
+        pair = self.pair_update(x, pair, mask, overwrite)
         if self.pair_scan is None:
             return pair
         return pair + self.pair_scan(self.pair_scan_norm(pair), mask[:, :, None] & mask[:, None, :])

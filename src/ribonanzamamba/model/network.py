@@ -155,10 +155,13 @@ class RibonanzaMamba(nn.Module):
         reads = [k + 1 < len(self.blocks) or last_read for k in range(len(self.blocks))]
         kept, scanned = self.draw_kept(tokens), self.draw_scanned(tokens)
         wanted = self.checkpointing == "all"
-        start = tokens, mask, lengths, reads[0], kept[0], scanned[0], prior, prior_known
+        # the map of pairs goes from block to block: nobody else has it
+        overwrite = not torch.is_grad_enabled()
+        start = tokens, mask, lengths, reads[0], kept[0], scanned[0], overwrite, prior, prior_known
         x, pair = recomputed(self.first_block, *start, wanted=wanted)
         for k, block in enumerate(self.blocks[1:], start=1):
-            x, pair = recomputed(block, x, pair, mask, lengths, reads[k], kept[k], scanned[k], wanted=wanted)
+            choices = reads[k], kept[k], scanned[k], overwrite
+            x, pair = recomputed(block, x, pair, mask, lengths, *choices, wanted=wanted)
         return self.read(x, pair, mask, tasks)
 
     def first_block(
@@ -169,13 +172,14 @@ class RibonanzaMamba(nn.Module):
         pair_is_read: bool,
         kept: Tensor | None,
         scanned: Tensor | None,
+        overwrite: bool,
         prior: Tensor | None,
         prior_known: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Both tracks after the first block. With their first values, which are as large as any and quickly made: where
         activations are computed again, those are too."""
         x, pair = self.embed(tokens, mask, prior, prior_known)
-        return self.blocks[0](x, pair, mask, lengths, pair_is_read, kept, scanned)
+        return self.blocks[0](x, pair, mask, lengths, pair_is_read, kept, scanned, overwrite)
 
     def embed(
         self, tokens: Tensor, mask: Tensor, prior: Tensor | None, prior_known: Tensor | None

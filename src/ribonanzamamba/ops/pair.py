@@ -26,13 +26,22 @@ def chosen(backend: str, pair: Tensor) -> str:
 
 
 def outer_and_norm(
-    pair: Tensor, projected: Tensor, gain: Tensor, present: Tensor, eps: float, *, backend: str = "auto"
+    pair: Tensor,
+    projected: Tensor,
+    gain: Tensor,
+    present: Tensor,
+    eps: float,
+    *,
+    overwrite: bool = False,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """pair + left_i right_j + row_i + column_j, and its RMS norm, 0 where i or j is not there.
 
     Args:
         pair: (b, l, l, c). projected: (b, l, 4 c): left, right, row and column of every position.
         gain: (c,) of the norm. present: (b, l) bool.
+        overwrite: the first result may be written over `pair`. Where the map is gone through part by part (on a CPU,
+        without a gradient, if it is large), it is: one such map less.
         backend: "auto" (Triton kernels for tensors on a GPU, "plain" elsewhere), "triton" or "plain".
 
     Returns:
@@ -51,7 +60,7 @@ def outer_and_norm(
         from ribonanzamamba.ops.pair_triton import outer_and_norm_triton
 
         return outer_and_norm_triton(pair, projected, gain, present, eps)
-    return outer_and_norm_plain(pair, projected, gain, present, eps)
+    return outer_and_norm_plain(pair, projected, gain, present, eps, overwrite)
 
 
 def gated_convolution(
@@ -63,6 +72,7 @@ def gated_convolution(
     bias: Tensor,
     *,
     dilation: int = 1,
+    overwrite: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """pair + weight (value silu(gate)) + bias, value and gate being the halves of a convolution of `normed` over both
@@ -70,7 +80,7 @@ def gated_convolution(
 
     Args:
         pair, normed: (b, l, l, c). conv_weight: (2 c, c, k, k), k odd. conv_bias: (2 c,). weight: (c, c). bias: (c,).
-        dilation: distance of the convolution's taps. backend: as of `outer_and_norm`.
+        dilation: distance of the convolution's taps. overwrite, backend: as of `outer_and_norm`.
 
     Returns:
         (b, l, l, c) in the dtype of `pair`.
@@ -93,7 +103,7 @@ def gated_convolution(
         reach = dilation * (taps // 2)
         hidden = convolve(normed, conv_weight, None, reach, reach, dilation)
         return gated_residual_triton(pair, hidden, conv_bias, weight, bias)
-    return gated_convolution_plain(pair, normed, conv_weight, conv_bias, weight, bias, dilation)
+    return gated_convolution_plain(pair, normed, conv_weight, conv_bias, weight, bias, dilation, overwrite)
 
 
 def norm_and_heads(

@@ -55,14 +55,14 @@ def by_parts(function: Callable[[slice, slice], Tensor], pair: Tensor, *used: Te
 
 
 def outer_and_norm_plain(
-    pair: Tensor, projected: Tensor, gain: Tensor, present: Tensor, eps: float
+    pair: Tensor, projected: Tensor, gain: Tensor, present: Tensor, eps: float, overwrite: bool
 ) -> tuple[Tensor, Tensor]:
     """`pair.outer_and_norm`."""
     projected = projected.to(pair.dtype)
     if not in_parts(pair, projected, gain):
         everything = slice(None)
         return outer_and_norm_part(pair, projected, gain, present, eps, everything, everything)
-    updated, normed = torch.empty_like(pair), torch.empty_like(pair)
+    updated, normed = pair if overwrite else torch.empty_like(pair), torch.empty_like(pair)
     for part in parts(pair):
         updated[part], normed[part] = outer_and_norm_part(pair, projected, gain, present, eps, *part)
     return updated, normed
@@ -74,19 +74,20 @@ def outer_and_norm_part(
     """Some rows of some examples of it."""
     left, right, row, column = projected[examples].chunk(4, dim=-1)
     own = pair[examples, rows]
-    own = torch.addcmul(own, left[:, rows, None], right[:, None, :]) + row[:, rows, None] + column[:, None, :]
+    own = torch.addcmul(own, left[:, rows, None], right[:, None, :]).add_(row[:, rows, None]).add_(column[:, None, :])
     mask = present[examples, rows, None] & present[examples, None, :]
     return own, plain_rms_norm(own, gain, eps).masked_fill(~mask[..., None], 0)
 
 
 def gated_convolution_plain(
-    pair: Tensor, normed: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, dilation: int
-) -> Tensor:
+    pair: Tensor, normed: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, bias: Tensor, dilation: int,
+    overwrite: bool,
+) -> Tensor:  # fmt: skip
     """`pair.gated_convolution`."""
     reach = dilation * (conv_weight.shape[-1] // 2)
     if not in_parts(pair, normed, conv_weight, conv_bias, weight, bias):
         return pair + gated(convolve(normed, conv_weight, conv_bias, reach, reach, dilation), weight, bias)
-    out = torch.empty_like(pair)
+    out = pair if overwrite else torch.empty_like(pair)
     length = pair.shape[1]
     for examples, rows in parts(pair):
         first, last = rows.start - reach, rows.stop + reach
