@@ -187,17 +187,19 @@ class RibonanzaMamba(nn.Module):
         """The first values of both tracks."""
         x = self.nucleotide(tokens)
         pair = self.nucleotide_pair(tokens[:, :, None] * TOKENS + tokens[:, None, :])
-        pair = pair + self.offset(offset_bins(tokens.shape[1], tokens.device))
+        # in place: of the largest tensor, one copy less
+        pair.add_(self.offset(offset_bins(tokens.shape[1], tokens.device)))
         if self.helices is not None:
             for_x, for_pair = self.helices(tokens, mask)
-            x, pair = x + for_x, pair + for_pair
+            x, pair = x + for_x, pair.add_(for_pair)
+            del for_pair  # as large
         if self.prior is not None and (prior is not None or self.training):
             # in training also without: every parameter then has a gradient in every step
             if prior is None:
                 prior = torch.zeros(pair.shape[:-1], device=pair.device)
                 prior_known = mask.new_zeros(len(mask))
             for_x, for_pair = self.prior(prior, prior_known, mask)
-            x, pair = x + for_x, pair + for_pair
+            x, pair = x + for_x, pair.add_(for_pair)
         if torch.is_autocast_enabled(tokens.device.type):
             # the largest tensor stays in the compute dtype; the sequence track's sum stays float32
             pair = pair.to(torch.get_autocast_dtype(tokens.device.type))
