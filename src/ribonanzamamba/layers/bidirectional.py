@@ -44,14 +44,12 @@ class BiMamba(nn.Module):
         self.heads = self.d_inner // head_width
         self.d_state = d_state
         self.merge = merge
-        self.splits = (self.d_inner, self.d_inner + 4 * d_state, 2 * self.heads)
-        self.in_proj = nn.Linear(d_model, sum(self.splits), bias=False)
-        self.conv_weight = nn.Parameter(torch.randn(self.splits[1], d_conv) * d_conv**-0.5)
-        self.conv_bias = nn.Parameter(torch.zeros(self.splits[1]))
+        channels = self.d_inner + 4 * d_state
+        self.in_proj = nn.Linear(d_model, self.d_inner + channels + 2 * self.heads, bias=False)
+        self.conv_weight = nn.Parameter(torch.randn(channels, d_conv) * d_conv**-0.5)
+        self.conv_bias = nn.Parameter(torch.zeros(channels))
         # softplus(dt_bias) spread log-uniformly over dt_range, A over 1 to 16: Mamba-2's initialisation
-        low, high = (math.log(value) for value in dt_range)
-        dt = torch.exp(torch.rand(2 * self.heads) * (high - low) + low)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_bias = nn.Parameter(step_bias(2 * self.heads, dt_range))
         self.A_log = nn.Parameter(torch.log(1 + 15 * torch.rand(2 * self.heads)))
         self.D = nn.Parameter(torch.ones(self.heads))
         merged = self.d_inner * (2 if merge == "concat" else 1)

@@ -186,7 +186,8 @@ def backward_kernel(
 def sum_kernel(
     sums, dweight, dbias, parts, D, K: tl.constexpr, VECTOR: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """Gradients of taps (d, K) and bias (d,) from their parts (parts, K + 1, d)."""
+    """Gradients of taps (d, K) and bias (d,) from their parts (parts, K + 1, d): two tensors from one sum, one of them
+    transposed, which `partial_sums.py` does not do."""
     k = tl.program_id(1)
     d = tl.program_id(0) * BD + tl.arange(0, BD)
     real = d < D * VECTOR

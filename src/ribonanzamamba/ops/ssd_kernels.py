@@ -45,12 +45,28 @@ def silu(z):
 
 
 @triton.jit
-def load_raw(dt, bias, b, all_head, position, present, dt_b, dt_l, dt_h, HAS_BIAS: tl.constexpr):
-    """What step sizes are made of."""
-    raw = tl.load(dt + b * dt_b + all_head * dt_h + position * dt_l, mask=present, other=0.0).to(tl.float32)
+def raw_steps(
+    dt, bias, lengths, batch, L, heads, dt_b, dt_l, dt_h,
+    HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """Where a program that sees step sizes only stands: row (direction, batch, head), its batch row, direction and head
+    of all directions, chunks, their steps q, positions (chunk, q) and which are there; and what the step sizes are made
+    of."""
+    row = tl.program_id(0).to(tl.int64)
+    b = (row // heads) % batch
+    direction = row // (heads * batch)
+    all_head = direction * heads + row % heads
+    c = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
+    q = tl.arange(0, Q)
+    position = c[:, None] * Q + q[None, :]
+    length = L
+    if HAS_LENGTHS:
+        length = tl.load(lengths + b).to(tl.int32)
+    ok = position < length
+    raw = tl.load(dt + b * dt_b + all_head * dt_h + position.to(tl.int64) * dt_l, mask=ok, other=0.0).to(tl.float32)
     if HAS_BIAS:
         raw += tl.load(bias + all_head).to(tl.float32)
-    return raw
+    return row, b, direction, all_head, c, q, position, ok, raw
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -67,18 +83,9 @@ def step_kernel(
     multiple of GRID, whose sums over a chunk are exact; what is left sums to less than a chunk's length times GRID.
     What 16 bits hold does not see those digits.
     """
-    row = tl.program_id(0).to(tl.int64)  # direction, batch, head
-    b = (row // heads) % batch
-    direction = row // (heads * batch)
-    all_head = direction * heads + row % heads
-    c = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
-    q = tl.arange(0, Q)
-    position = c[:, None] * Q + q[None, :]
-    length = L
-    if HAS_LENGTHS:
-        length = tl.load(lengths + b).to(tl.int32)
-    ok = position < length
-    raw = load_raw(dt, bias, b, all_head, position.to(tl.int64), ok, dt_b, dt_l, dt_h, HAS_BIAS)
+    row, b, direction, all_head, c, q, position, ok, raw = raw_steps(
+        dt, bias, lengths, batch, L, heads, dt_b, dt_l, dt_h, HAS_BIAS, HAS_LENGTHS, Q, CHUNKS
+    )
     d = tl.where(ok, step_size(raw, SOFTPLUS), 0.0)
     g = tl.maximum(d * tl.load(A + all_head).to(tl.float32), SMALLEST_LOG_DECAY) * LOG2_E
     reverse = (direction if not REVERSE else 1) != 0
@@ -516,18 +523,9 @@ def step_gradient_kernel(
     """ddt, rows (direction h) ddt_l numbers apart, and sums (3, direction, h, b, block of chunks), the gradients of A,
     dt_bias and D."""
     rows = tl.num_programs(0)
-    row = tl.program_id(0).to(tl.int64)
-    b = (row // heads) % batch
-    direction = row // (heads * batch)
-    all_head = direction * heads + row % heads
-    c = tl.program_id(1) * CHUNKS + tl.arange(0, CHUNKS)
-    q = tl.arange(0, Q)
-    position = c[:, None] * Q + q[None, :]
-    length = L
-    if HAS_LENGTHS:
-        length = tl.load(lengths + b).to(tl.int32)
-    ok = position < length
-    raw = load_raw(dt, bias, b, all_head, position.to(tl.int64), ok, dt_b, dt_l, dt_h, HAS_BIAS)
+    row, b, direction, all_head, c, q, position, ok, raw = raw_steps(
+        dt, bias, lengths, batch, L, heads, dt_b, dt_l, dt_h, HAS_BIAS, HAS_LENGTHS, Q, CHUNKS
+    )
     rate = tl.load(A + all_head).to(tl.float32)
     inside = (c < chunks)[:, None] & (q >= 0)[None, :]
     of_step = row * chunks * Q + position

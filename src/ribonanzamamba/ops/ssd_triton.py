@@ -206,11 +206,7 @@ def forward(
     exact = x.dtype == torch.float32
     with device_of(x):
         steps = summed_steps(dt, A, bias, lengths, softplus, reverse, cut, exact)
-        states = no_states(x)
-        if has_states(cut.chunks, start) or return_last:
-            states = entering_states(x, B, None, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
-        if not has_states(cut.chunks, start):
-            states = no_states(x)
+        states = entering_states(x, B, None, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
         kernels().output_kernel[cut.all_chunks](
             x, B, C, D, z, lengths, steps, *states, y, ungated,
             cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
@@ -251,16 +247,18 @@ def summed_steps(
 
 def entering_states(
     v: Tensor, K: Tensor, z: Tensor | None, lengths: Tensor | None, steps: Tensor, start: Tensor | None,
-    last: Tensor | None, reverse: bool, scale: float, cut: Plan, exact: bool, backward: bool,
+    last: Tensor, reverse: bool, scale: float, cut: Plan, exact: bool, backward: bool,
 ) -> States:  # fmt: skip
     """What enters each chunk, rounded copies of what is walked in float32, and in `last`, unless that is empty, the
-    state after all of them; `backward`: its gradient, from the other end."""
+    state after all of them; `backward`: its gradient, from the other end. Nothing is walked that nobody needs."""
+    enters, last = has_states(cut.chunks, start), last if last.numel() else None
+    if not enters and last is None:
+        return no_states(v)
     several = cut.segments > 1
     state, wide = (cut.state, cut.width), torch.float32
     of_chunks = v.new_empty((cut.rows, cut.chunks, *state))
     passed = v.new_empty((cut.rows, cut.chunks) if several else 0, dtype=wide)
     left = v.new_empty((cut.rows, cut.segments) if several else 0, dtype=wide)
-    last = last if last is not None and last.numel() else None
     after = v.new_empty((cut.rows, cut.segments, *state), dtype=wide) if several else last
     dot, precision = dot_type(v.dtype)
     # segments are walked from nothing
@@ -282,7 +280,7 @@ def entering_states(
             REVERSE=reverse, HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=last is not None, BLOCK=block,
             num_warps=4,
         )  # fmt: skip
-    return States(of_chunks, of_segments, passed)
+    return States(of_chunks, of_segments, passed) if enters else no_states(v)
 
 
 class Gradients(NamedTuple):
@@ -339,11 +337,7 @@ def backward_into(
     dot, precision = dot_type(x.dtype)
     exact = x.dtype == torch.float32
     with device_of(x):
-        dstates = no_states(x)
-        if has_states(cut.chunks, dlast) or return_dstart:
-            dstates = entering_states(dy, C, z, lengths, steps, dlast, dstart, reverse, scale, cut, exact, True)
-        if not has_states(cut.chunks, dlast):
-            dstates = no_states(x)
+        dstates = entering_states(dy, C, z, lengths, steps, dlast, dstart, reverse, scale, cut, exact, True)
         entered = {"HAS_STATES": states.of_chunks.numel() > 0, "HAS_DSTATES": dstates.of_chunks.numel() > 0}
         kernels().gradient_kernel[cut.heads_of_chunks](
             x, B, C, D, z, lengths, steps, *states, *dstates, ungated, dy,
