@@ -12,20 +12,13 @@ Channels and strides count in units of VECTOR, so many channels are loaded and s
 import triton
 import triton.language as tl
 
-from ribonanzamamba.ops.ssd_kernels import LOG2_E
+from ribonanzamamba.ops.ssd_kernels import sigmoid
 
 VARYING = [
     *("batch", "L", "runs", "tiles", "left", "D", "w_d", "w_k", "parts"),
     *(f"{tensor}_{axis}" for tensor in ("x", "y", "dy", "dx") for axis in "bl"),
 ]
 """Numbers that a kernel is not compiled for; what their divisors allow, VECTOR says."""
-
-
-@triton.jit
-def sigmoid(x):
-    """As the root of a square: one instruction, where a division makes sure of the range of its divisor."""
-    w = 1.0 + tl.exp2(x * -LOG2_E)
-    return tl.rsqrt(w * w)
 
 
 @triton.jit

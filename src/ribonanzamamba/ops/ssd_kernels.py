@@ -40,8 +40,19 @@ def step_size(raw, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def silu(z):
-    return z / (1.0 + tl.exp2(-z * LOG2_E))
+def reciprocal(w):
+    """1 / w of w from 1e-19, 0 from 2e19: two instructions, where a division makes sure of the range of its divisor."""
+    return tl.rsqrt(w * w)
+
+
+@triton.jit
+def sigmoid(x):
+    return reciprocal(1.0 + tl.exp2(-x * LOG2_E))
+
+
+@triton.jit
+def silu(x):
+    return x * sigmoid(x)
 
 
 @triton.jit
@@ -444,12 +455,12 @@ def gradient_kernel(
         coarse, fine = load_sums(own, part, q, EXACT)
         if HAS_Z:
             Z = load_tile(z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
-            sigmoid = 1.0 / (1.0 + tl.exp2(-Z * LOG2_E))
+            gate = sigmoid(Z)
             if first:
                 before = load_tile(ungated + before_gate, heads * P, q, ok, p, P, WHOLE).to(tl.float32)
-                slope = G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid))
+                slope = G * before * gate * (1.0 + Z * (1.0 - gate))
                 store_tile(dz + (b * L + at) * dz_l + head * P, dz_l, q, inside, p, P, slope, WHOLE)
-            G *= Z * sigmoid
+            G *= Z * gate
         # both directions see the skip: one of them counts it
         dD = 0.0
         skip = 0.0
