@@ -14,6 +14,9 @@ TILE = 2048
 """Numbers a program holds at a time."""
 MOST_TERMS_AT_ONCE = 128
 """Of one sum: loads that are under way together."""
+MANY, MANY_TILE = 2**18, 1024
+"""Sums for whose sake a thread adds up its own, tile by tile: enough tiles for the whole GPU, and nothing to exchange
+between threads."""
 MOST_TERMS = 1024
 """Of a sum in one program, which adds them one load after the other: longer ones are PyTorch's, which divides them."""
 SUMS = 4
@@ -73,9 +76,11 @@ def planned(sums: tuple[tuple[torch.Size, int], ...]) -> Plan:
             continue
         shapes.append(before + after)
         outer, inner = math.prod(before), math.prod(after)
-        BK = min(next_power_of_2(count), MOST_TERMS_AT_ONCE)
-        BI = min(next_power_of_2(inner), TILE // BK)
-        BO = min(next_power_of_2(outer), TILE // (BK * BI))
+        many = outer * inner >= MANY
+        BK = 1 if many else min(next_power_of_2(count), MOST_TERMS_AT_ONCE)
+        tile = MANY_TILE if many else TILE // BK
+        BI = min(next_power_of_2(inner), tile)
+        BO = min(next_power_of_2(outer), tile // BI)
         end += cdiv(outer, BO) * cdiv(inner, BI)
         columns.append((end, outer, count, inner, BO, BK, BI))
     columns += [(end, 1, 1, 1, 1, 1, 1)] * (SUMS - len(columns))

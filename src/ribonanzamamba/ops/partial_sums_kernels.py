@@ -17,7 +17,7 @@ def sum_axis(source, out, program, outer, count, inner, BO: tl.constexpr, BK: tl
     mask = (o < outer)[:, None] & (i < inner)[None, :]
     pointers = source + (o[:, None, None] * count + k[None, :, None]) * inner + i[None, None, :]
     total = tl.zeros((BO, BK, BI), dtype=tl.float32)
-    for first in range(0, count, BK):
+    for first in tl.range(0, count, BK, loop_unroll_factor=8 if BK == 1 else 1):
         present = mask[:, None, :] & (k < count - first)[None, :, None]
         total += tl.load(pointers, mask=present, other=0.0).to(tl.float32)
         pointers += tl.cast(inner, tl.int64) * BK
