@@ -182,7 +182,7 @@ def test_segments_equal_definition(name, direction, monkeypatch):
         monkeypatch.setattr(module, "processors", lambda device: 100)
     directions = 2 if direction == "both" else 1
     operator, inputs = (BOTH_WAYS if directions == 2 else OPERATORS)[name]
-    tensors = inputs(50 if name == "ssd" else 23, directions=directions, **({"width": 40} if name == "ssd" else {}))
+    tensors = inputs(50 if name == "ssd" else 39, directions=directions, **({"width": 40} if name == "ssd" else {}))
     if name == "ssd":
         plan = ssd_triton.plan(tensors["x"], tensors["B"], directions)
     else:

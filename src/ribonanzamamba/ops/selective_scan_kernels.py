@@ -2,10 +2,14 @@
 
 One warp walks the positions of R x W channels, T positions at a time. Tiles are (T, R, N, W): T and R lie in a thread's
 registers, neighbouring threads hold neighbouring channels W and then states N. So a step of the recurrence is `pick`ed
-from a tile without an instruction, sums over R need no other thread, and sums over N and W few. What differs only by
-channel (step sizes, their softplus) is computed once, in the layout in which it is loaded, and then spread (`settle`).
-The backward pass starts each block of T positions from the state that the forward pass kept, recomputes the states
-inside in registers and walks back. Positions, reversal and padding as in `ssd_kernels.py`.
+from a tile without an instruction, and sums over R need no other thread. What differs only by channel (step sizes and
+their softplus) is computed once, in the layout in which it is loaded, a block of positions ahead, and then spread
+(`settle`). The backward pass starts each block of T positions from the state that the forward pass kept, recomputes the
+states inside in registers and walks back. Positions, reversal and padding as in `ssd_kernels.py`.
+
+What decides the speed (found with Nsight Compute): waiting for shared memory, which every change of layout passes
+through. So layouts change where tiles come and go, once, and nowhere else: what is stored is summed by the thread that
+stores it (`sum_channels`, `sum_states`), and states are kept in the order of the threads that will read them.
 
 HAS_ORDER: step s of a direction takes position order[direction, s], none where that is negative. Every direction takes
 every position, or (SHARED) the directions divide them up: then nothing that has an axis along the sequence has one part
@@ -18,7 +22,7 @@ from the bound of the plain form by 2e-9 of the state.
 import triton
 import triton.language as tl
 
-from ribonanzamamba.ops.ssd_kernels import LOG2_E, silu
+from ribonanzamamba.ops.ssd_kernels import LOG2_E, reciprocal, sigmoid, silu
 
 LN_2 = tl.constexpr(0.6931471805599453)
 VARYING = ["batch", "L", "steps", "blocks_a_segment", "segments", "blocks"]
@@ -35,7 +39,7 @@ def masked(mask, condition):
 def softplus(x):
     """log(1 + exp(x)) to 1e-7 of itself: log1p(e) = 2 atanh(e / (2 + e)), a polynomial fitted on 0 < e <= 1 (4e-9)."""
     e = tl.exp2(-tl.abs(x) * LOG2_E)
-    s = e / (2.0 + e)
+    s = e * reciprocal(2.0 + e)
     q = s * s
     p = 0.33333157 + q * (0.20012455 + q * (0.13980303 + q * 0.14089163))
     return tl.maximum(x, 0.0) + 2.0 * (s + s * q * p)
@@ -58,7 +62,8 @@ def put(tile, t, k: tl.constexpr, row):
 def settle(tile):
     """The same tile. The compiler moves changes of layout up to the loads, and with them all arithmetic into the layout
     in which many threads repeat it; it does not move them over a sum."""
-    return tl.sum(tile.to(tl.int32, bitcast=True)[None], 0).to(tl.float32, bitcast=True)
+    flat = tl.reshape(tile.to(tl.int32, bitcast=True), (1, tile.numel))
+    return tl.reshape(tl.sum(flat, 0).to(tl.float32, bitcast=True), tile.shape)
 
 
 @triton.jit
@@ -68,7 +73,19 @@ def spread(state, t4, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.
 
 
 @triton.jit
-def place(program, batch, width, tiles_a_group, width_a_group, REVERSE: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+def exists(k, count, WHOLE: tl.constexpr):
+    """Which of k are below count: all, known to the compiler, where tiles are WHOLE."""
+    ok = k < count
+    if WHOLE:
+        ok = tl.full(k.shape, True, tl.int1)
+    return ok
+
+
+@triton.jit
+def place(
+    program, batch, width, tiles_a_group, width_a_group,
+    REVERSE: tl.constexpr, R: tl.constexpr, W: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """Direction, batch row, group of that direction, tile, channels (R, W) and which of them are real, whether to run
     back."""
     groups = width // width_a_group
@@ -80,14 +97,18 @@ def place(program, batch, width, tiles_a_group, width_a_group, REVERSE: tl.const
     direction = row // batch
     inside = tile * (R * W) + tl.arange(0, R)[:, None] * W + tl.arange(0, W)[None, :]
     reverse = direction if not REVERSE else 1
-    return direction, b, group, tile, group * width_a_group + inside, inside < width_a_group, reverse
+    return direction, b, group, tile, group * width_a_group + inside, exists(inside, width_a_group, WHOLE), reverse
 
 
 @triton.jit
-def ordered(order, direction, s, steps, OFFSET: tl.constexpr):
+def positions(s, length, order, direction, steps, reverse, HAS_ORDER: tl.constexpr, OFFSET: tl.constexpr):
     """Which of the steps s take a position, and these."""
-    pos = tl.load(order + direction * steps + s, mask=s < steps, other=-1).to(OFFSET)
-    return pos >= 0, pos
+    ok = (s >= 0) & (s < length)
+    pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
+    if HAS_ORDER:
+        pos = tl.load(order + direction * steps + s, mask=ok, other=-1).to(OFFSET)
+        ok = pos >= 0
+    return ok, pos
 
 
 @triton.jit
@@ -116,9 +137,12 @@ def load_rate(
 
 
 @triton.jit
-def load_matrix(pointer, pos, ok, stride, n, N, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr):
+def load_matrix(
+    pointer, pos, ok, stride, n, N,
+    T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """B or C of the positions pos as a tile (T, R, N, W)."""
-    mask = ok[:, None] & (n < N)[None, :]
+    mask = ok[:, None] & exists(n, N, WHOLE)[None, :]
     matrix = tl.load(pointer + pos[:, None] * stride + n[None, :], mask=mask, other=0.0).to(tl.float32)
     return tl.broadcast_to(settle(matrix)[:, None, :, None], (T, R, BN, W))
 
@@ -129,6 +153,49 @@ def widen(rows, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.conste
     return tl.broadcast_to(settle(rows)[:, :, None, :], (T, R, BN, W))
 
 
+@triton.jit
+def sum_channels(tile, A: tl.constexpr, BN: tl.constexpr, W: tl.constexpr):
+    """(A, N, W) summed over W, whose numbers are in as many threads.
+
+    `sum` alone would have every thread add up, in steps, what its neighbours have. `split` makes the compiler move each
+    number once, to the thread that adds it; here that is the one which stores the sum.
+    """
+    LANES: tl.constexpr = 32 if A * BN > 32 else A * BN
+    pairs = tl.permute(tl.reshape(tile, (LANES, A * BN // LANES, W // 2, 2)), (2, 1, 0, 3))
+    even, odd = tl.split(pairs)
+    return tl.reshape(tl.permute(tl.sum(even + odd, 0), (1, 0)), (A, BN))
+
+
+@triton.jit
+def sum_states(tile, A: tl.constexpr, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr):
+    """(A T, R, N, W) summed over N as in `sum_channels`: (T, R, W, A), laid out as 16-bit (T, R, W) are loaded."""
+    LANES: tl.constexpr = BN if BN < 32 // W else 32 // W
+    EACH: tl.constexpr = 1 if T * R * W < 64 else (2 if T * R * W < 128 else 4)
+    tile = tl.sum(tl.reshape(tile, (A * T * R, BN // LANES, LANES, W)), 1)
+    if LANES > 1:
+        parts = tl.reshape(tile, (A, T, R, LANES // 2, 2, W // EACH, EACH))
+        pairs = tl.permute(parts, (3, 0, 6, 2, 1, 5, 4))
+        even, odd = tl.split(tl.reshape(pairs, (LANES // 2, A * EACH, R * T * W // EACH, 2)))
+        tile = tl.permute(tl.reshape(tl.sum(even + odd, 0), (A, EACH, R, T, W // EACH)), (3, 2, 4, 1, 0))
+    else:
+        tile = tl.permute(tl.reshape(tile, (A, T, R, W)), (1, 2, 3, 0))
+    return tl.reshape(tile, (T, R, W, A))
+
+
+@triton.jit
+def kept_places(
+    tile, width_a_group,
+    R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr, KW: tl.constexpr, LANES: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Where the states of a tile of a group's channels are kept, and which are real: as threads of the backward pass,
+    with KW for W, have them. (R LANES W, N / LANES): an axis along the threads and one inside each."""
+    k = tl.arange(0, R * LANES * W)
+    c = tile * (R * W) + k // (LANES * W) * W + k % W
+    thread = (c // KW * LANES + k // W % LANES) * KW + c % KW
+    each = BN // LANES
+    return thread[:, None] * each + tl.arange(0, BN // LANES)[None, :], exists(c, width_a_group, WHOLE)[:, None]
+
+
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     x, dt, A, B, C, D, z, bias, lengths, order, start, y, ungated, last, states,
@@ -136,13 +203,14 @@ def forward_kernel(
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_ORDER: tl.constexpr, SHARED: tl.constexpr,
-    HAS_START: tl.constexpr, KEEP: tl.constexpr, RETURN_LAST: tl.constexpr,
-    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
+    HAS_START: tl.constexpr, KEEP: tl.constexpr, KEPT_W: tl.constexpr, RETURN_LAST: tl.constexpr,
+    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, WHOLE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """y, and the state that enters every KEEP-th step, if KEEP is not 0; RETURN_LAST also that after the last step."""
     segment = tl.program_id(1)
     direction, b, group, tile, d, real, reverse = place(
-        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
+        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W, WHOLE
     )
     length = steps if HAS_ORDER else L
     if HAS_LENGTHS:
@@ -150,7 +218,6 @@ def forward_kernel(
     part = 0 if SHARED else direction
     n = tl.arange(0, BN)
     t = tl.arange(0, T)
-    t3 = t[:, None, None]
     t4 = t[:, None, None, None]
     full_group = part * (width // width_a_group) + group
     x += b * x_b
@@ -160,7 +227,7 @@ def forward_kernel(
     row = direction * batch + b
     y += (part * batch + b) * L * width
     state_offsets = n[None, :, None] * width + d[:, None, :]
-    state_mask = (n < N)[None, :, None] & real[:, None, :]
+    state_mask = exists(n, N, WHOLE)[None, :, None] & real[:, None, :]
     rate = load_rate(A, direction, d, n, width, N, state_mask, t4, T, R, BN, W)
     shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
@@ -174,32 +241,44 @@ def forward_kernel(
     if HAS_START:
         h = tl.load(start + (row * segments + segment) * N * width + state_offsets, mask=state_mask, other=0.0)
     h = spread(h, t4, T, R, BN, W)
+    if KEEP:
+        LANES: tl.constexpr = BN if BN < 32 // KEPT_W else 32 // KEPT_W
+        kept_at, kept_real = kept_places(tile, width_a_group, R, BN, W, KEPT_W, LANES, WHOLE)
+        kept_size = (width_a_group + KEPT_W - 1) // KEPT_W * KEPT_W * BN
+        walked = steps if HAS_ORDER else L
+        states += ((row * ((walked + KEEP - 1) // KEEP)) * (width // width_a_group) + group) * kept_size
     first = segment * blocks_a_segment
     stop = tl.minimum(first + blocks_a_segment, blocks)
     used = tl.minimum(stop, (length + T - 1) // T)
+    ok, pos = positions(first * T + t, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
+    present = ok[:, None, None] & real[None, :, :]
+    X = load_rows(x, pos, x_l, d, present)
+    step, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
     for block in tl.range(first, used, num_stages=STAGES):
-        s = block * T + t
-        ok = s < length
-        pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
-        if HAS_ORDER:
-            ok, pos = ordered(order, direction, s, steps, OFFSET)
+        # the next block's rows: nothing of this one waits for their step sizes
+        ok, pos = positions((block + 1) * T + t, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
-        X = load_rows(x, pos, x_l, d, present)
-        step, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
+        X_next = load_rows(x, pos, x_l, d, present)
+        step_next, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
+        s = block * T + t
+        ok, pos = positions(s, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
+        present = ok[:, None, None] & real[None, :, :]
         decay = tl.exp2(widen(step, T, R, BN, W) * rate[None])
-        added = widen(step * X, T, R, BN, W) * load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W)
-        C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W)
-        out = tl.zeros((T, R, W), dtype=tl.float32)
+        added = widen(step * X, T, R, BN, W) * load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W, WHOLE)
+        C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W, WHOLE)
+        out = tl.zeros((T, R, BN, W), dtype=tl.float32)
         for k in tl.static_range(T):
             if KEEP:
                 if k % KEEP == 0:
-                    walked = steps if HAS_ORDER else L
-                    kept = row * ((walked + KEEP - 1) // KEEP) + (block * T + k) // KEEP
-                    tl.store(
-                        states + kept * N * width + state_offsets, h, mask=masked(state_mask, block * T + k < walked)
-                    )
+                    step_k = block * T + k
+                    kept = (step_k // KEEP).to(tl.int64) * (width // width_a_group) * kept_size
+                    entering = tl.permute(tl.reshape(h, (R, BN // LANES, LANES, W)), (0, 2, 3, 1))
+                    entering = tl.reshape(entering, kept_at.shape)
+                    tl.store(states + kept + kept_at, entering, mask=masked(kept_real, step_k < walked))
             h = pick(decay, t4, k) * h + pick(added, t4, k)
-            out = put(out, t3, k, tl.sum(h * pick(C4, t4, k), 1))
+            out = put(out, t4, k, h * pick(C4, t4, k))
+        h = spread(h, t4, T, R, BN, W)  # as `carry` of the backward pass
+        out = tl.reshape(sum_states(out, 1, T, R, BN, W), (T, R, W))
         if HAS_D:
             out += skip[None, :, :] * X
         out = tl.where(ok[:, None, None], out, 0.0)
@@ -213,6 +292,8 @@ def forward_kernel(
                 tl.store(ungated + b * L * width + offsets, out, mask=inside)
             out *= silu(load_rows(z, pos, z_l, d, present))
         tl.store(y + offsets, out, mask=inside)
+        X = X_next
+        step = step_next
     for block in range(tl.maximum(used, first), stop):
         s = block * T + t
         offsets = s[:, None, None].to(OFFSET) * width + d[None, :, :]
@@ -232,13 +313,14 @@ def segment_kernel(
     v_b, v_l, dt_b, dt_l, K_b, K_l, K_g, z_b, z_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_ORDER: tl.constexpr, SHARED: tl.constexpr, BACKWARD: tl.constexpr,
-    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
+    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, WHOLE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """What each segment adds to the state, and its summed step sizes. BACKWARD: for the state's gradient, with v the
     gradient of y and K = C, from the segment's last step to its first."""
     segment = tl.program_id(1)
     direction, b, group, tile, d, real, reverse = place(
-        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
+        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W, WHOLE
     )
     length = steps if HAS_ORDER else L
     if HAS_LENGTHS:
@@ -252,7 +334,7 @@ def segment_kernel(
     dt += b * dt_b + part * width
     K += b * K_b + full_group * K_g
     row = direction * batch + b
-    state_mask = (n < N)[None, :, None] & real[:, None, :]
+    state_mask = exists(n, N, WHOLE)[None, :, None] & real[:, None, :]
     rate = load_rate(A, direction, d, n, width, N, state_mask, t4, T, R, BN, W)
     shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
@@ -260,21 +342,18 @@ def segment_kernel(
     if HAS_Z:
         z += b * z_b
     h = spread(tl.zeros((R, BN, W), dtype=tl.float32), t4, T, R, BN, W)
-    whole = tl.zeros((R, W), dtype=tl.float32)
+    whole = tl.zeros((T, R, W), dtype=tl.float32)
     first = segment * blocks_a_segment
     used = tl.minimum(tl.minimum(first + blocks_a_segment, blocks), (length + T - 1) // T)
     for i in tl.range(first, used, num_stages=STAGES):
         block = used - 1 - (i - first) if BACKWARD else i
         # a walk's own order: the block's last step first, if it runs back
         s = block * T + (T - 1 - t if BACKWARD else t)
-        ok = s < length
-        pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
-        if HAS_ORDER:
-            ok, pos = ordered(order, direction, s, steps, OFFSET)
+        ok, pos = positions(s, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
         value = load_rows(v, pos, v_l, d, present)
         step, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
-        whole += tl.sum(step, 0)
+        whole += step
         if BACKWARD:
             value *= scale
             if HAS_Z:
@@ -282,7 +361,7 @@ def segment_kernel(
         else:
             value *= step
         decay = tl.exp2(widen(step, T, R, BN, W) * rate[None])
-        added = widen(value, T, R, BN, W) * load_matrix(K, pos, ok, K_l, n, N, T, R, BN, W)
+        added = widen(value, T, R, BN, W) * load_matrix(K, pos, ok, K_l, n, N, T, R, BN, W, WHOLE)
         for k in tl.static_range(T):
             if BACKWARD:
                 h = pick(decay, t4, k) * (h + pick(added, t4, k))
@@ -290,7 +369,7 @@ def segment_kernel(
                 h = pick(decay, t4, k) * h + pick(added, t4, k)
     index = row * segments + segment
     tl.store(local + index * N * width + n[None, :, None] * width + d[:, None, :], h, mask=state_mask)
-    tl.store(whole_dt + index * width + d, whole, mask=real)
+    tl.store(whole_dt + index * width + d, tl.sum(whole, 0), mask=real)
 
 
 @triton.jit(do_not_specialize=["batch", "segments"])
@@ -321,26 +400,44 @@ def pass_kernel(
         tl.store(last + row * N * width + offsets, h, mask=mask)
 
 
+@triton.jit
+def load_gradient_rows(
+    x, dt, dy, z, s, length, order, direction, steps, reverse, x_l, dt_l, dy_l, z_l, d, real, shift,
+    HAS_ORDER: tl.constexpr, OFFSET: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr,
+):  # fmt: skip
+    """What the backward pass reads of the steps s of its channels: x, step sizes, what these were before softplus, and
+    the gradient of y before the gate. All (T, R, W)."""
+    ok, pos = positions(s, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
+    present = ok[:, None, None] & real[None, :, :]
+    X = load_rows(x, pos, x_l, d, present)
+    step, raw = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
+    G = load_rows(dy, pos, dy_l, d, present)
+    if HAS_Z:
+        G *= silu(load_rows(z, pos, z_l, d, present))
+    return X, step, raw, G
+
+
 @triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
     x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, dy, dlast,
-    dx, ddt, dB, dC, dz, dstart, dA, sums,
+    dx, ddt, matrices, dz, dstart, dA, sums,
     batch, L, steps, width, N, tiles_a_group, width_a_group, blocks_a_segment, segments, blocks, scale,
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, dy_b, dy_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_ORDER: tl.constexpr, SHARED: tl.constexpr,
     HAS_DLAST: tl.constexpr, RETURN_DSTART: tl.constexpr,
-    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, STAGES: tl.constexpr,
+    T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, WHOLE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of channels, block by block from the last to the first.
 
-    dx: (part, b, l, d). ddt: (b, l, part d). dB, dC: (b, l, part g, tile, n) partial sums over channels. A part is a
-    direction's, or what all share.
+    dx: (part, b, l, d). ddt: (b, l, part d). matrices: (2, b, l, part g, tile, n), of B and C, partial sums over
+    channels. A part is a direction's, or what all share.
     dA: (direction, b, segment, d, n). sums: (2, direction, b, segment, d), those of dt_bias and D.
     """
     segment = tl.program_id(1)
     direction, b, group, tile, d, real, reverse = place(
-        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W
+        tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W, WHOLE
     )
     groups = width // width_a_group
     directions = tl.num_programs(0) // (tiles_a_group * groups * batch)
@@ -351,8 +448,9 @@ def backward_kernel(
     part = 0 if SHARED else direction
     n = tl.arange(0, BN)
     t = tl.arange(0, T)
-    t3 = t[:, None, None]
     t4 = t[:, None, None, None]
+    row3 = tl.arange(0, 2 * T)[:, None, None]
+    row4 = tl.arange(0, 2 * T)[:, None, None, None]
     full_group = part * groups + group
     x += b * x_b
     dt += b * dt_b + part * width
@@ -363,10 +461,10 @@ def backward_kernel(
     dx += (part * batch + b) * L * width
     ddt += b * L * parts * width + part * width
     matrix_row = parts * groups * tiles_a_group * N
-    dB += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
-    dC += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
+    matrices += b * L * matrix_row + (full_group * tiles_a_group + tile) * N
+    half = tl.arange(0, 2)[None, :, None].to(tl.int64) * batch * L * matrix_row  # of B, of C
     state_offsets = n[None, :, None] * width + d[:, None, :]
-    state_mask = (n < N)[None, :, None] & real[:, None, :]
+    state_mask = exists(n, N, WHOLE)[None, :, None] & real[:, None, :]
     rate = load_rate(A, direction, d, n, width, N, state_mask, t4, T, R, BN, W)
     shift = tl.zeros((R, W), dtype=tl.float32)
     if HAS_BIAS:
@@ -381,37 +479,44 @@ def backward_kernel(
         carry = tl.load(dlast + (row * segments + segment) * N * width + state_offsets, mask=state_mask, other=0.0)
     carry = spread(carry, t4, T, R, BN, W)
     sum_A = spread(tl.zeros((R, BN, W), dtype=tl.float32), t4, T, R, BN, W)
-    sum_shift = tl.zeros((R, W), dtype=tl.float32)
-    sum_D = tl.zeros((R, W), dtype=tl.float32)
+    sum_shift = tl.zeros((T, R, W), dtype=tl.float32)
+    sum_D = tl.zeros((T, R, W), dtype=tl.float32)
+    LANES: tl.constexpr = BN if BN < 32 // W else 32 // W
+    kept_at, kept_real = kept_places(tile, width_a_group, R, BN, W, W, LANES, WHOLE)
+    kept_size = (width_a_group + W - 1) // W * W * BN
+    states += (row * blocks * groups + group) * kept_size
     first = segment * blocks_a_segment
     stop = tl.minimum(first + blocks_a_segment, blocks)
     used = tl.minimum(stop, (length + T - 1) // T)
+    X, step, raw, G = load_gradient_rows(
+        x, dt, dy, z, (used - 1) * T + t, length, order, direction, steps, reverse, x_l, dt_l, dy_l, z_l, d, real,
+        shift, HAS_ORDER, OFFSET, SOFTPLUS, HAS_Z,
+    )  # fmt: skip
     for i in tl.range(first, used, num_stages=STAGES):
         block = used - 1 - (i - first)
-        h = tl.load(states + (row * blocks + block) * N * width + state_offsets, mask=state_mask, other=0.0)
-        h = spread(h, t4, T, R, BN, W)
+        # as in the forward pass
+        X_next, step_next, raw_next, G_next = load_gradient_rows(
+            x, dt, dy, z, (block - 1) * T + t, length, order, direction, steps, reverse, x_l, dt_l, dy_l, z_l, d, real,
+            shift, HAS_ORDER, OFFSET, SOFTPLUS, HAS_Z,
+        )  # fmt: skip
+        h = tl.load(states + block.to(tl.int64) * groups * kept_size + kept_at, mask=kept_real, other=0.0)
+        h = tl.permute(tl.reshape(h, (R, LANES, W, BN // LANES)), (0, 3, 1, 2))
+        h = spread(tl.reshape(h, (R, BN, W)), t4, T, R, BN, W)
         s = block * T + t
-        ok = s < length
-        pos = tl.where(reverse != 0, length - 1 - s, s).to(OFFSET)
-        if HAS_ORDER:
-            ok, pos = ordered(order, direction, s, steps, OFFSET)
-        at = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
+        ok, pos = positions(s, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
+        at = tl.where(ok & (reverse != 0), length - 1 - s, s).to(OFFSET)
         written = s < L
         if HAS_ORDER:
             at, written = pos, ok
         inside = written[:, None, None] & real[None, :, :]
         offsets = at[:, None, None] * width + d[None, :, :]
-        X = load_rows(x, pos, x_l, d, present)
-        step, raw = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
-        G = load_rows(dy, pos, dy_l, d, present)
         if HAS_Z:
-            Z = load_rows(z, pos, z_l, d, present)
-            sigmoid = 1.0 / (1.0 + tl.exp2(-Z * LOG2_E))
             if direction == 0:
-                before = load_rows(ungated + b * L * width, pos, width, d, present)
-                tl.store(dz + b * L * width + offsets, G * before * sigmoid * (1.0 + Z * (1.0 - sigmoid)), mask=inside)
-            G *= Z * sigmoid
+                Z = load_rows(z, pos, z_l, d, present)
+                gate = sigmoid(Z)
+                slope = load_rows(ungated + b * L * width, pos, width, d, present) * gate * (1.0 + Z * (1.0 - gate))
+                tl.store(dz + b * L * width + offsets, load_rows(dy, pos, dy_l, d, present) * slope, mask=inside)
         step4 = widen(step, T, R, BN, W)
         u4 = widen(step * X, T, R, BN, W)
         if HAS_ORDER:
@@ -420,37 +525,34 @@ def backward_kernel(
             g4 = widen(G, T, R, BN, W)
         else:
             g4 = widen(G * scale, T, R, BN, W)
-        B4 = load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W)
-        C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W)
+        B4 = load_matrix(B, pos, ok, B_l, n, N, T, R, BN, W, WHOLE)
+        C4 = load_matrix(C, pos, ok, C_l, n, N, T, R, BN, W, WHOLE)
         decay = tl.exp2(step4 * rate[None])
-        # hs[k] is the state that enters step k
-        hs = (h,)
-        for k in tl.static_range(T):
-            h = pick(decay, t4, k) * h + pick(u4, t4, k) * pick(B4, t4, k)
-            hs = hs + (h,)
         # summed over states and channels after the walk: until then everything stays in its thread
-        du = tl.zeros((T, R, BN, W), dtype=tl.float32)
-        dstep = tl.zeros((T, R, BN, W), dtype=tl.float32)
-        dB_t = tl.zeros((T, BN, W), dtype=tl.float32)
-        dC_t = tl.zeros((T, BN, W), dtype=tl.float32)
+        dmatrices = tl.zeros((2 * T, BN, W), dtype=tl.float32)
+        dvectors = tl.zeros((2 * T, R, BN, W), dtype=tl.float32)
+        kept = ()
+        for k in tl.static_range(T):
+            left = pick(decay, t4, k) * h
+            h = left + pick(u4, t4, k) * pick(B4, t4, k)
+            kept = kept + (left,)
+            dmatrices = put(dmatrices, row3, T + k, tl.sum(h * pick(g4, t4, k), 0))
         for k in tl.static_range(T - 1, -1, -1):
-            g_k = pick(g4, t4, k)
-            u_k = pick(u4, t4, k)
-            B_k = pick(B4, t4, k)
-            dC_t = put(dC_t, t3, k, tl.sum(hs[k + 1] * g_k, 0))
-            dh = carry + pick(C4, t4, k) * g_k
-            dB_t = put(dB_t, t3, k, tl.sum(dh * u_k, 0))
-            du = put(du, t4, k, dh * B_k)
+            dh = carry + pick(C4, t4, k) * pick(g4, t4, k)
+            dmatrices = put(dmatrices, row3, k, tl.sum(dh * pick(u4, t4, k), 0))
+            dvectors = put(dvectors, row4, k, dh * pick(B4, t4, k))
             carry = pick(decay, t4, k) * dh
-            dlog = carry * hs[k]
+            dlog = kept[k] * dh
             sum_A += dlog * pick(step4, t4, k)
-            dstep = put(dstep, t4, k, dlog * rate)
-        du = tl.sum(du, 2)
-        dstep = tl.sum(dstep, 2) * LN_2 + du * X
+            dvectors = put(dvectors, row4, T + k, dlog * rate)
+        # laid out anew: the compiler would carry two layouts, and walk back in each
+        carry = spread(carry, t4, T, R, BN, W)
+        du, dlogs = tl.split(sum_states(dvectors, 2, T, R, BN, W))
+        dstep = dlogs * LN_2 + du * X
         if SOFTPLUS:
-            dstep *= 1.0 / (1.0 + tl.exp2(-raw * LOG2_E))
+            dstep *= sigmoid(raw)
         dstep = tl.where(ok[:, None, None], dstep, 0.0)
-        sum_shift += tl.sum(dstep, 0)
+        sum_shift += dstep
         tl.store(ddt + at[:, None, None] * parts * width + d[None, :, :], dstep, mask=inside)
         du *= step
         if HAS_D:
@@ -458,12 +560,16 @@ def backward_kernel(
                 du += skip[None, :, :] * G
             elif direction == 0:
                 du += skip[None, :, :] * G
-            sum_D += tl.sum(G * X, 0)
+            sum_D += G * X
         tl.store(dx + offsets, du, mask=inside)
-        matrix_offsets = at[:, None] * matrix_row + n[None, :]
-        matrix_mask = written[:, None] & (n < N)[None, :]
-        tl.store(dB + matrix_offsets, tl.sum(dB_t, 2), mask=matrix_mask)
-        tl.store(dC + matrix_offsets, tl.sum(dC_t, 2), mask=matrix_mask)
+        dmatrices = tl.permute(tl.reshape(sum_channels(dmatrices, 2 * T, BN, W), (2, T, BN)), (1, 0, 2))
+        matrix_offsets = at[:, None, None] * matrix_row + n[None, None, :]
+        matrix_mask = written[:, None, None] & exists(n, N, WHOLE)[None, None, :]
+        tl.store(matrices + half + matrix_offsets, dmatrices, mask=matrix_mask)
+        X = X_next
+        step = step_next
+        raw = raw_next
+        G = G_next
     for block in range(tl.maximum(used, first), stop):
         s = block * T + t
         pos = s.to(OFFSET)
@@ -475,17 +581,16 @@ def backward_kernel(
         if HAS_Z:
             if direction == 0:
                 tl.store(dz + b * L * width + offsets, nothing, mask=inside)
-        matrix_offsets = pos[:, None] * matrix_row + n[None, :]
-        matrix_mask = (s < L)[:, None] & (n < N)[None, :]
-        tl.store(dB + matrix_offsets, tl.zeros((T, BN), dtype=tl.float32), mask=matrix_mask)
-        tl.store(dC + matrix_offsets, tl.zeros((T, BN), dtype=tl.float32), mask=matrix_mask)
+        matrix_offsets = pos[:, None, None] * matrix_row + n[None, None, :]
+        matrix_mask = (s < L)[:, None, None] & exists(n, N, WHOLE)[None, None, :]
+        tl.store(matrices + half + matrix_offsets, tl.zeros((T, 2, BN), dtype=tl.float32), mask=matrix_mask)
     index = row * segments + segment
     tl.store(dA + index * width * N + d[:, None, :] * N + n[None, :, None], sum_A, mask=state_mask)
-    tl.store(sums + index * width + d, sum_shift, mask=real)
+    tl.store(sums + index * width + d, tl.sum(sum_shift, 0), mask=real)
     index += directions * batch * segments
     if not HAS_ORDER:
         sum_D = tl.where(direction == 0, sum_D, 0.0)
-    tl.store(sums + index * width + d, sum_D, mask=real)
+    tl.store(sums + index * width + d, tl.sum(sum_D, 0), mask=real)
     if RETURN_DSTART and segment == 0:
         tl.store(dstart + row * N * width + state_offsets, carry, mask=state_mask)
 

@@ -1,6 +1,7 @@
 """Launches the kernels of `selective_scan_kernels.py`: shapes, buffers, launch tables, the gradient, and operators that
 torch.compile sees as one node. A launch needs Triton; `backend.py` says when it can run."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ FEWEST_BLOCKS = 8
 """Blocks a segment: shorter ones spend more on finding the state that enters them than they gain."""
 PROGRAMS_A_PROCESSOR = 8
 """One warp each: two for each of a multiprocessor's schedulers, so that one's waiting is hidden by the other."""
-FORWARD_STAGES, BACKWARD_STAGES = 4, 4
+FORWARD_STAGES, BACKWARD_STAGES = 4, 3
 """Blocks whose loads are under way at once."""
 
 
@@ -71,6 +72,16 @@ class Plan:
         )  # fmt: skip
 
     @functools.cached_property
+    def entering(self) -> "Plan":
+        """The pass that finds what each segment adds to the state, of y or of its gradient."""
+        R, W = forward_tile(self.state)
+        tiles, blocks = cdiv(self.width // self.groups, R * W), cdiv(self.steps, FORWARD_STEPS)
+        blocks_a_segment = self.blocks_a_segment * self.T // FORWARD_STEPS
+        return dataclasses.replace(
+            self, T=FORWARD_STEPS, R=R, W=W, tiles_a_group=tiles, blocks=blocks, blocks_a_segment=blocks_a_segment
+        )  # fmt: skip
+
+    @functools.cached_property
     def gradients_apart(self) -> tuple[int, int]:
         """Numbers from a position to the next in the gradient of dt and in the partial sums of those of B and C."""
         return self.parts * self.width, self.parts * self.groups * self.tiles_a_group * self.state
@@ -82,7 +93,8 @@ class Plan:
     @functools.cached_property
     def tile(self) -> dict[str, int]:
         """What every kernel is compiled for."""
-        return {"T": self.T, "BN": self.BN, "R": self.R, "W": self.W, "num_warps": 1}
+        whole = self.state == self.BN and self.width // self.groups % (self.R * self.W) == 0
+        return {"T": self.T, "BN": self.BN, "R": self.R, "W": self.W, "WHOLE": whole, "num_warps": 1}
 
 
 def plan(
@@ -105,22 +117,41 @@ def planned(
     BN = next_power_of_2(state)
     T = BACKWARD_STEPS if backward else FORWARD_STEPS
     if backward:
-        W = 8 if BN < 64 else 4
+        W = backward_channels(state)
         R = max(1, 32 * BACKWARD_NUMBERS // (BN * W))
     else:
-        W = min(32, max(4, 32 * FORWARD_NUMBERS // BN))
-        R = 1
+        R, W = forward_tile(state)
     tiles_a_group = cdiv(width // groups, R * W)
     blocks = cdiv(steps, T)
     programs = directions * batch * groups * tiles_a_group
     wanted = max(1, PROGRAMS_A_PROCESSOR * processors // programs)
     segments = max(1, min(wanted, blocks // FEWEST_BLOCKS))
     blocks_a_segment = cdiv(blocks, segments)
+    # whole blocks of `Plan.entering`
+    blocks_a_segment = cdiv(blocks_a_segment, FORWARD_STEPS // T) * (FORWARD_STEPS // T)
     segments = cdiv(blocks, blocks_a_segment)
     return Plan(
         batch, length, width, state, steps, groups, directions, parts, T, BN, R, W, tiles_a_group, blocks, segments,
         blocks_a_segment,
     )  # fmt: skip
+
+
+def forward_tile(state: int) -> tuple[int, int]:
+    """Channels of a thread and of neighbouring threads in the forward pass."""
+    return 1, min(32, max(4, 32 * FORWARD_NUMBERS // next_power_of_2(state)))
+
+
+def backward_channels(state: int) -> int:
+    """Channels that neighbouring threads of the backward pass have. The forward pass keeps states in their order."""
+    return 8 if next_power_of_2(state) < 64 else 4
+
+
+def kept_states(directions: int, batch: int, steps: int, groups: int, width: int, state: int) -> tuple[int, ...]:
+    """Shape of the states that the forward pass keeps: rows, blocks of the backward pass, groups, and for every channel
+    of a group those of all numbers; channels and numbers filled up to what threads have."""
+    W = backward_channels(state)
+    tiles = cdiv(width // groups, W)
+    return directions * batch, cdiv(steps, BACKWARD_STEPS), groups, tiles * W * next_power_of_2(state)
 
 
 def strides(tensor: Tensor | None) -> tuple[int, ...]:
@@ -158,21 +189,21 @@ def forward(
     y = x.new_empty((cut.parts, *x.shape) if cut.parts > 1 else x.shape)
     state = (cut.state, cut.width)
     last = x.new_empty((cut.rows, *state) if return_last else 0, dtype=torch.float32)
-    kept = cdiv(cut.steps, BACKWARD_STEPS)
-    states = x.new_empty((cut.rows, kept, *state) if keep else 0, dtype=torch.float32)
+    kept = kept_states(directions, cut.batch, cut.steps, cut.groups, cut.width, cut.state)
+    states = x.new_empty(kept if keep else 0, dtype=torch.float32)
     ungated = x.new_empty(x.shape if keep and z is not None else 0)
     entering = start
     with device_of(x):
         if cut.segments > 1:
-            entering = segment_states(
-                x, dt, A, B, None, bias, lengths, order, start, softplus, reverse, 1.0, cut, False
+            entering = entering_states(
+                x, dt, A, B, None, bias, lengths, order, start, softplus, reverse, 1.0, cut.entering, False
             )  # fmt: skip
         kernels().forward_kernel[cut.grid](
             x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, order, entering, y, ungated, last,
             states, *cut.sizes, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None and not both, HAS_Z=z is not None and not both,
             HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None, HAS_START=entering is not None,
-            KEEP=BACKWARD_STEPS if keep else 0, RETURN_LAST=return_last,
+            KEEP=BACKWARD_STEPS if keep else 0, KEPT_W=backward_channels(cut.state), RETURN_LAST=return_last,
             OFFSET=offset_type(cut.length, *apart(x, dt, B, C, z), cut.width), STAGES=FORWARD_STAGES,
             **cut.order(order), **cut.tile,
         )  # fmt: skip
@@ -201,7 +232,7 @@ def merge(
     return out
 
 
-def segment_states(
+def entering_states(
     v: Tensor, dt: Tensor, A: Tensor, K: Tensor, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None,
     order: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, scale: float, cut: Plan, backward: bool,
 ) -> Tensor:  # fmt: skip
@@ -238,7 +269,6 @@ def backward(
     # one partial sum a tile, in the dtype of the result: they are most of what this pass writes. Together: one sum
     shape = (cut.batch, cut.length, cut.parts * cut.groups, cut.tiles_a_group, cut.state)
     matrices = B.new_empty((2, *shape), dtype=torch.promote_types(B.dtype, C.dtype))
-    dB, dC = matrices.unbind()
     dz = torch.empty_like(z, memory_format=torch.contiguous_format) if z is not None else x.new_empty(0)
     dstart = x.new_empty((cut.rows, cut.state, cut.width) if return_dstart else 0, dtype=wide)
     dA = x.new_empty((directions, cut.batch * cut.segments, cut.width, cut.state), dtype=wide)
@@ -246,12 +276,12 @@ def backward(
     with device_of(x):
         entering = dlast
         if cut.segments > 1:
-            entering = segment_states(
-                dy, dt, A, C, z, bias, lengths, order, dlast, softplus, reverse, scale, cut, True
+            entering = entering_states(
+                dy, dt, A, C, z, bias, lengths, order, dlast, softplus, reverse, scale, cut.entering, True
             )  # fmt: skip
         kernels().backward_kernel[cut.grid](
             x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, dy, entering,
-            dx, ddt, dB, dC, dz, dstart, dA, sums,
+            dx, ddt, matrices, dz, dstart, dA, sums,
             *cut.sizes, scale, *strides(x), *strides(dt), *B.stride()[:3], *C.stride()[:3], *strides(z), *strides(dy),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=bias is not None,
             HAS_LENGTHS=lengths is not None, HAS_DLAST=entering is not None, RETURN_DSTART=return_dstart,
@@ -273,13 +303,14 @@ def _(
     x, dt, A, B, C, D, z, bias, lengths, order, start, softplus, reverse, directions, scale, keep, return_last
 ):  # fmt: skip
     batch, steps, width = x.shape
-    state = (B.shape[3], width)
     if order is not None:
         steps = order.shape[1]
+    groups = B.shape[2] // copies_a_position(x, dt)
+    kept = kept_states(directions, batch, steps, groups, width, B.shape[3])
     return (
         x.new_empty(x.shape),
-        x.new_empty((directions * batch, *state) if return_last else 0, dtype=torch.float32),
-        x.new_empty((directions * batch, -(-steps // BACKWARD_STEPS), *state) if keep else 0, dtype=torch.float32),
+        x.new_empty((directions * batch, B.shape[3], width) if return_last else 0, dtype=torch.float32),
+        x.new_empty(kept if keep else 0, dtype=torch.float32),
         x.new_empty(x.shape if keep and z is not None else 0),
     )
 
