@@ -182,6 +182,18 @@ def store_tile(pointer, stride, rows, ok, columns, width, value, WHOLE: tl.const
 
 
 @triton.jit
+def prefetch_tile(pointer, stride, rows, WIDTH: tl.constexpr):
+    """Have rows of a matrix, which exist, brought into the level 2 cache of an NVIDIA GPU. Nothing waits for them."""
+    bits: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth
+    sectors: tl.constexpr = WIDTH * bits // 256 if WIDTH * bits > 256 else 1
+    addresses = pointer + (rows[:, None] * stride + tl.arange(0, sectors)[None, :] * (256 // bits))
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [addresses.to(tl.int64)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
     """A state (n, p), 0 where it is not present."""
     mask = tl.full((1, 1), True, dtype=tl.int1) & present
@@ -386,8 +398,8 @@ def gradient_kernel(
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h, dx_l, dz_l,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, SEGMENTS: tl.constexpr,
-    DSEGMENTS: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
-    WHOLE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    DSEGMENTS: tl.constexpr, HEADS: tl.constexpr, AHEAD: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
+    BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one chunk of HEADS heads (or of a tile of their width), one after the other, and of both directions.
 
@@ -395,7 +407,8 @@ def gradient_kernel(
     gradients have segments of their own. dsteps: (5, tile, direction, b, h, chunk, Q): of the step sizes where they
     multiply x; what each step leaves to the end of the chunk (with HAS_DSTATES) and to its later steps; what it takes
     of earlier ones and of the state (with HAS_STATES). dwhole: (2, tile, direction, b, h, chunk): what the chunk keeps
-    of the state that enters, and the gradient of D.
+    of the state that enters, and the gradient of D. AHEAD: a program prefetches for the one that comes so many
+    later; of one turn, and one tile.
     """
     program = tl.program_id(0)
     c = tl.program_id(1)
@@ -417,10 +430,10 @@ def gradient_kernel(
     matrix_row = DIRECTIONS * groups * partials * N
     rows = batch * heads * DIRECTIONS
     part = rows.to(tl.int64) * chunks * Q
-    x += b * x_b + at * x_l
-    dy += b * dy_b + at * dy_l
+    own_x = x + b * x_b + at * x_l
+    own_dy = dy + b * dy_b + at * dy_l
     if HAS_Z:
-        z += b * z_b + at * z_l
+        own_z = z + b * z_b + at * z_l
     # kept for all turns, addresses and masks would take the registers of what is computed
     for turn in tl.range(HEADS * DIRECTIONS, disable_licm=True):
         head = first_head + turn // DIRECTIONS
@@ -438,8 +451,8 @@ def gradient_kernel(
         # all loads first: one wait
         B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
         C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
-        G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(tl.float32)
-        X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
+        G = load_tile(own_dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(tl.float32)
+        X = load_tile(own_x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
         if HAS_DSTATES:
             dh = load_entering(
                 dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, c * Q < length,
@@ -454,13 +467,33 @@ def gradient_kernel(
         whole_coarse, whole_fine = load_sums(own, part, tl.where(reverse, 0, Q - 1), EXACT)
         coarse, fine = load_sums(own, part, q, EXACT)
         if HAS_Z:
-            Z = load_tile(z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
+            Z = load_tile(own_z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
             gate = sigmoid(Z)
             if first:
                 before = load_tile(ungated + before_gate, heads * P, q, ok, p, P, WHOLE).to(tl.float32)
                 slope = G * before * gate * (1.0 + Z * (1.0 - gate))
                 store_tile(dz + (b * L + at) * dz_l + head * P, dz_l, q, inside, p, P, slope, WHOLE)
             G *= Z * gate
+        if AHEAD:
+            # after this program's own requests; the last ones ask for what comes last
+            later = program + c * tl.num_programs(0) + AHEAD
+            later_c = tl.minimum(later // tl.num_programs(0), chunks - 1)
+            later %= tl.num_programs(0)
+            later_head = later % heads
+            later_b = (later // heads).to(tl.int64)
+            there = tl.where(q < L - later_c * Q, q, 0)
+            later_at = (later_c * Q).to(tl.int64)
+            prefetch_tile(x + later_b * x_b + later_at * x_l + later_head * x_h, x_l, there, BP)
+            prefetch_tile(dy + later_b * dy_b + later_at * dy_l + later_head * dy_h, dy_l, there, BP)
+            if HAS_Z:
+                prefetch_tile(z + later_b * z_b + later_at * z_l + later_head * z_h, z_l, there, BP)
+                later_gate = ((later_b * L + later_at) * heads + later_head) * P
+                prefetch_tile(ungated + later_gate, heads * P, there, BP)
+            state = ((later_b * heads + later_head) * chunks + later_c) * N * P
+            if HAS_STATES:
+                prefetch_tile(states + state, P, n, BP)
+            if HAS_DSTATES:
+                prefetch_tile(dstates + state, P, n, BP)
         # both directions see the skip: one of them counts it
         dD = 0.0
         skip = 0.0

@@ -36,6 +36,9 @@ MOST_HEADS = {1: 1, 2: 4}
 up, where enough programs remain."""
 FEWEST_PROGRAMS = 3
 """Of the backward pass, a multiprocessor."""
+PREFETCHED = 2
+"""How many programs a multiprocessor later one of the backward pass prefetches for: while programs compute, little is
+read, and those that start together would all wait for memory."""
 PASS_NUMBERS = 512
 """Of a state that one program of `pass_kernel` takes."""
 SUM_ROWS, SUM_TERMS = 32, 256
@@ -95,6 +98,11 @@ class Plan:
     def all_chunks(self) -> tuple[int, int]:
         """Grid of what takes each chunk by itself."""
         return self.batch * self.heads * self.tiles, self.chunks
+
+    @functools.cached_property
+    def prefetches(self) -> bool:
+        """Whether a program of the backward pass asks for what a later one reads."""
+        return not self.takes_turns and self.tiles == 1 and self.tile["WHOLE"]
 
     @functools.cached_property
     def takes_turns(self) -> bool:
@@ -283,6 +291,11 @@ def entering_states(
     return States(of_chunks, of_segments, passed) if enters else no_states(v)
 
 
+def prefetched_programs(device: torch.device) -> int:
+    """For how many programs later one of the backward pass prefetches; 0 where nothing is known of prefetching."""
+    return PREFETCHED * processors(device) if device.type == "cuda" and torch.version.hip is None else 0
+
+
 class Gradients(NamedTuple):
     """What a backward pass writes, perhaps parts of wider tensors: the last axis is dense, and so are the heads of dx
     and dz; the rows of a batch lie one after the other. dz may be empty."""
@@ -349,7 +362,9 @@ def backward_into(
             DIRECTIONS=directions, REVERSE=reverse,
             HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None,
             SEGMENTS=states.of_segments.numel() > 0, DSEGMENTS=dstates.of_segments.numel() > 0, DOT=dot,
-            PRECISION=precision, EXACT=exact, HEADS=cut.heads_a_program, **entered, **cut.tile,
+            PRECISION=precision, EXACT=exact, HEADS=cut.heads_a_program,
+            AHEAD=prefetched_programs(x.device) if cut.prefetches else 0,
+            **entered, **cut.tile,
             **(WIDE_GRADIENT_LAUNCH if exact or cut.takes_turns else GRADIENT_LAUNCH),
         )  # fmt: skip
         kernels().step_gradient_kernel[cut.all_steps](
