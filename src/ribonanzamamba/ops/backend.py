@@ -135,10 +135,33 @@ def as_seen(launch: Callable, operator: Callable) -> Callable:
     return operator if _assumed or torch.compiler.is_compiling() else launch
 
 
-def on_launch(module: str) -> Callable[[], ModuleType]:
-    """A function that returns a module of kernels, imported when it is first called: what only wants to know shapes
+class Kernel:
+    """A kernel to be launched: `kernel[grid](...)`. A product and the sum it goes into are one instruction, as the
+    kernels are written for; Triton's own default says so up to 3.9, where it warns of the change, and not from 3.10."""
+
+    def __init__(self, compiled):
+        self.compiled = compiled
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable:
+        return functools.partial(self.compiled[grid], enable_fp_fusion=True)
+
+
+class Kernels:
+    """The kernels of a module, each an attribute."""
+
+    def __init__(self, module: ModuleType):
+        self.module = module
+
+    def __getattr__(self, name: str) -> Kernel:
+        kernel = Kernel(getattr(self.module, name))
+        setattr(self, name, kernel)
+        return kernel
+
+
+def on_launch(module: str) -> Callable[[], Kernels]:
+    """A function that returns the kernels of a module, imported when it is first called: what only wants to know shapes
     needs no Triton."""
-    return functools.cache(lambda: importlib.import_module(f"ribonanzamamba.ops.{module}"))
+    return functools.cache(lambda: Kernels(importlib.import_module(f"ribonanzamamba.ops.{module}")))
 
 
 def cdiv(a: int, b: int) -> int:
