@@ -22,7 +22,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -108,7 +107,8 @@ class Launch:
         for place, parameter in enumerate(self.kernel.params):
             name, value = parameter.name, values[parameter.name]
             signature[name] = "constexpr"
-            if parameter.is_constexpr or value is None or (varies(parameter, value) and is_one(value)):
+            one = isinstance(value, int) and value == 1
+            if parameter.is_constexpr or value is None or (one and varies(parameter, value)):
                 constants[name] = value
                 continue
             signature[name], aligned = kind(value)
@@ -123,10 +123,6 @@ class Launch:
 def varies(parameter, value) -> bool:
     """Whether Triton compiles a kernel anew where this argument is 1 or a multiple of 16."""
     return isinstance(value, Tensor) or (isinstance(value, int) and not parameter.do_not_specialize)
-
-
-def is_one(value: Tensor | int) -> bool:
-    return isinstance(value, int) and value == 1
 
 
 def kind(value: Tensor | float | int) -> tuple[str, bool]:
@@ -182,6 +178,18 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             new(1, 128, 128, 64), new(1, 128, 256), wide(64), present, 1e-5
         )[1]  # fmt: skip
 
+    def pair_heads() -> Tensor:
+        present = torch.ones(1, 128, dtype=torch.bool)
+        return pair_triton.norm_and_heads_triton(new(1, 128, 128, 64), wide(64), wide(4, 64), present, 1e-5, -1e9)
+
+    def ordered() -> Tensor:
+        # two directions with step sizes, B and C of their own, from either end
+        forth = torch.arange(512, dtype=torch.int32)
+        return selective_scan_triton.selective_scan_triton(
+            new(32, 512, 512), new(32, 512, 1024), wide(1024, 16), new(32, 512, 2, 16), new(32, 512, 2, 16), wide(1024),
+            None, wide(1024), dt_softplus=True, order=torch.stack([forth, forth.flip(0)]),
+        )[0]  # fmt: skip
+
     def gated() -> Tensor:
         return pair_triton.gated_residual_triton(
             new(1, 128, 128, 64), new(1, 128, 128, 128), wide(128), wide(64, 64), wide(64)
@@ -191,6 +199,7 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     yield "selective_scan, gated", lambda: scan(gate=True)
     yield "selective_scan, both directions", lambda: scan(2)
     yield "selective_scan, 2 x 8192", lambda: scan(length=8192, batch=2)
+    yield "selective_scan, in an order", ordered
     yield "ssd", heads
     yield "ssd, gated", lambda: heads(gate=True)
     yield "ssd, both directions, gated", lambda: heads(2, gate=True)
@@ -199,6 +208,7 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     yield "convolved_bidirectional_ssd", layer
     yield "rms_norm", lambda: norm_triton.rms_norm_triton(new(32, 512, 256), wide(256), 1e-5)
     yield "outer_and_norm", outer
+    yield "norm_and_heads", pair_heads
     yield "gated_convolution, after the convolution", gated
 
 
@@ -285,4 +295,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,12 +15,14 @@ OPERATORS = {
     "selective_scan": {"forward_kernel", "backward_kernel", "sums_kernel"},
     "selective_scan, both directions": {"forward_kernel", "merge_kernel", "backward_kernel", "sums_kernel"},
     "selective_scan, 2 x 8192": {"segment_kernel", "pass_kernel", "forward_kernel", "backward_kernel", "sums_kernel"},
+    "selective_scan, in an order": {"forward_kernel", "backward_kernel", "sums_kernel"},
     "ssd": {
         "step_kernel", "state_kernel", "output_kernel", "gradient_kernel", "step_gradient_kernel", "sum_kernel",
     },
     "depthwise_conv1d": {"forward_kernel", "backward_kernel", "sum_kernel"},
     "rms_norm": {"forward_kernel", "backward_kernel", "sums_kernel"},
     "outer_and_norm": {"outer_forward_kernel", "outer_backward_kernel", "outer_columns_kernel"},
+    "norm_and_heads": {"heads_forward_kernel", "heads_backward_kernel"},
     "gated_convolution, after the convolution": {"gated_forward_kernel", "gated_backward_kernel"},
 }  # fmt: skip
 """Of some, and the kernels that they launch."""

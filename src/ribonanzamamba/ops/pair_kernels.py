@@ -8,6 +8,8 @@ which the launcher adds up: no atomics.
 import triton
 import triton.language as tl
 
+from ribonanzamamba.ops.ssd_kernels import sigmoid, silu
+
 
 @triton.jit
 def present_at(present, position, length):
@@ -127,7 +129,7 @@ def gated_forward_kernel(
     real = (cell < N)[:, None] & (c < C)[None, :]
     value = tile_of(hidden, cell, c, 2 * C, real) + vector_of(hidden_bias, c, C)[None, :]
     gate = tile_of(hidden + C, cell, c, 2 * C, real) + vector_of(hidden_bias + C, c, C)[None, :]
-    gated = (value * gate / (1.0 + tl.exp(-gate))).to(DOT)
+    gated = (value * silu(gate)).to(DOT)
     square = (c < C)[:, None] & (c < C)[None, :]
     turned = tl.load(weight + c[None, :] * C + c[:, None], mask=square, other=0.0).to(DOT)
     y = tl.dot(gated, turned, input_precision=PRECISION)
@@ -153,7 +155,7 @@ def gated_backward_kernel(
         dy = tile_of(dout, cell, c, C, real)
         value = tile_of(hidden, cell, c, 2 * C, real) + bias_v
         gate = tile_of(hidden + C, cell, c, 2 * C, real) + bias_g
-        share = 1.0 / (1.0 + tl.exp(-gate))
+        share = sigmoid(gate)
         dbias += tl.sum(dy, 0)
         dweight += tl.dot(tl.trans(dy).to(DOT), (value * gate * share).to(DOT), input_precision=PRECISION)
         dgated = tl.dot(dy.to(DOT), w, input_precision=PRECISION)

@@ -128,6 +128,15 @@ def load_steps(dt, pos, stride, d, shift, present, ok, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
+def load_walked(v, dt, pos, ok, v_l, dt_l, d, real, shift, SOFTPLUS: tl.constexpr):
+    """What a walk over the positions pos needs at least, (T, R, W): v, and what `load_steps` returns."""
+    present = ok[:, None, None] & real[None, :, :]
+    V = load_rows(v, pos, v_l, d, present)
+    step, raw = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
+    return V, step, raw
+
+
+@triton.jit
 def load_rate(
     A, direction, d, n, width, N, mask, t4, T: tl.constexpr, R: tl.constexpr, BN: tl.constexpr, W: tl.constexpr
 ):
@@ -192,8 +201,8 @@ def kept_places(
     k = tl.arange(0, R * LANES * W)
     c = tile * (R * W) + k // (LANES * W) * W + k % W
     thread = (c // KW * LANES + k // W % LANES) * KW + c % KW
-    each = BN // LANES
-    return thread[:, None] * each + tl.arange(0, BN // LANES)[None, :], exists(c, width_a_group, WHOLE)[:, None]
+    EACH: tl.constexpr = BN // LANES
+    return thread[:, None] * EACH + tl.arange(0, EACH)[None, :], exists(c, width_a_group, WHOLE)[:, None]
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -251,15 +260,11 @@ def forward_kernel(
     stop = tl.minimum(first + blocks_a_segment, blocks)
     used = tl.minimum(stop, (length + T - 1) // T)
     ok, pos = positions(first * T + t, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
-    present = ok[:, None, None] & real[None, :, :]
-    X = load_rows(x, pos, x_l, d, present)
-    step, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
+    X, step, _ = load_walked(x, dt, pos, ok, x_l, dt_l, d, real, shift, SOFTPLUS)
     for block in tl.range(first, used, num_stages=STAGES):
         # the next block's rows: nothing of this one waits for their step sizes
         ok, pos = positions((block + 1) * T + t, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
-        present = ok[:, None, None] & real[None, :, :]
-        X_next = load_rows(x, pos, x_l, d, present)
-        step_next, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
+        X_next, step_next, _ = load_walked(x, dt, pos, ok, x_l, dt_l, d, real, shift, SOFTPLUS)
         s = block * T + t
         ok, pos = positions(s, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
         present = ok[:, None, None] & real[None, :, :]
@@ -350,14 +355,12 @@ def segment_kernel(
         # a walk's own order: the block's last step first, if it runs back
         s = block * T + (T - 1 - t if BACKWARD else t)
         ok, pos = positions(s, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
-        present = ok[:, None, None] & real[None, :, :]
-        value = load_rows(v, pos, v_l, d, present)
-        step, _ = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
+        value, step, _ = load_walked(v, dt, pos, ok, v_l, dt_l, d, real, shift, SOFTPLUS)
         whole += step
         if BACKWARD:
             value *= scale
             if HAS_Z:
-                value *= silu(load_rows(z, pos, z_l, d, present))
+                value *= silu(load_rows(z, pos, z_l, d, ok[:, None, None] & real[None, :, :]))
         else:
             value *= step
         decay = tl.exp2(widen(step, T, R, BN, W) * rate[None])
@@ -408,9 +411,8 @@ def load_gradient_rows(
     """What the backward pass reads of the steps s of its channels: x, step sizes, what these were before softplus, and
     the gradient of y before the gate. All (T, R, W)."""
     ok, pos = positions(s, length, order, direction, steps, reverse, HAS_ORDER, OFFSET)
+    X, step, raw = load_walked(x, dt, pos, ok, x_l, dt_l, d, real, shift, SOFTPLUS)
     present = ok[:, None, None] & real[None, :, :]
-    X = load_rows(x, pos, x_l, d, present)
-    step, raw = load_steps(dt, pos, dt_l, d, shift, present, ok, SOFTPLUS)
     G = load_rows(dy, pos, dy_l, d, present)
     if HAS_Z:
         G *= silu(load_rows(z, pos, z_l, d, present))

@@ -602,7 +602,7 @@ def step_gradient_kernel(
     dlog = tl.where(ok & (d * rate > SMALLEST_LOG_DECAY), dlog, 0.0)
     dstep = direct + dlog * rate
     if SOFTPLUS:
-        dstep *= 1.0 / (1.0 + tl.exp(-raw))
+        dstep *= sigmoid(raw)
     dstep = tl.where(ok, dstep, 0.0)
     tl.store(ddt + (b * L + position) * ddt_l + all_head, dstep, mask=position < L)
     to = sums + (all_head * batch + b) * tl.num_programs(1) + tl.program_id(1)
