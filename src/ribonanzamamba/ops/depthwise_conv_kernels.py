@@ -66,6 +66,18 @@ def load_taps(
     return tiles
 
 
+@triton.jit
+def sum_runs(tile, S: tl.constexpr, BD: tl.constexpr):
+    """(S, BD) of two or four runs, summed: (BD,). `split` has each number moved once, to the thread that adds it; `sum`
+    would write all to shared memory where many threads meet in a bank."""
+    if S == 4:
+        even, odd = tl.split(tl.permute(tl.reshape(tile, (2, 2, BD)), (2, 1, 0)))
+        even, odd = tl.split(even + odd)
+    else:
+        even, odd = tl.split(tl.permute(tile, (1, 0)))
+    return even + odd
+
+
 @triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     x, weight, bias, lengths, y, batch, L, runs, left, D, x_b, x_l, y_b, y_l, w_d, w_k,
@@ -172,7 +184,7 @@ def backward_kernel(
                     tl.store(dx_rows + r * dx_step, out, mask=mask_of(first + r, positions, real))
     to = sums + program.to(tl.int64) * (K + 1) * (D * VECTOR) + d
     for k in tl.static_range(K + 1):
-        tl.store(to + k * (D * VECTOR), tl.sum(totals[k], 0), mask=real)
+        tl.store(to + k * (D * VECTOR), sum_runs(totals[k], S, BD), mask=real)
 
 
 @triton.jit(do_not_specialize=VARYING)
