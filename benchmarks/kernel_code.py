@@ -8,6 +8,8 @@ launch's arguments: what a GPU of compute capability 9.0 with 132 multiprocessor
     registers   of a thread: a multiprocessor holds so many programs as 65,536 are divided by that and by their threads
     spilled     bytes of a thread that did not fit into them
     shared      bytes of a program
+    wrong       sums of 64 bits whose upper half is made of the lower half of a number: ptxas 12.8, which Triton 3.6
+                brings, made some addresses of matrix products so, and their results wrong
     program     instructions in all
     loop        of its largest loop
     the rest    of that loop, or of the program where it has none: products and sums, exponentials, matrix products,
@@ -76,6 +78,7 @@ class Code:
     registers: int
     spilled: int
     shared_bytes: int
+    wrong: int
     program: int
     loop: int
     instructions: dict[str, int]
@@ -152,9 +155,11 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
             z, bias, dt_softplus=True, directions=directions,
         )[0]  # fmt: skip
 
-    def heads(directions: int = 1, gate: bool = False, length: int = 512, batch: int = 32) -> Tensor:
+    def heads(
+        directions: int = 1, gate: bool = False, length: int = 512, batch: int = 32, state: int = 64
+    ) -> Tensor:  # fmt: skip
         z = new(batch, length, 8, 64) if gate else None
-        B, C = (new(batch, length, directions, 64) for _ in "BC")
+        B, C = (new(batch, length, directions, state) for _ in "BC")
         return ssd_triton.ssd_triton(
             new(batch, length, 8, 64), new(batch, length, directions * 8), wide(directions * 8), B, C, wide(8), z,
             wide(directions * 8), dt_softplus=True, directions=directions,
@@ -204,6 +209,8 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     yield "ssd, gated", lambda: heads(gate=True)
     yield "ssd, both directions, gated", lambda: heads(2, gate=True)
     yield "ssd, 2 x 8192", lambda: heads(length=8192, batch=2)
+    yield "ssd, states of 128", lambda: heads(length=128, batch=3, state=128)
+    yield "ssd, both directions, states of 128", lambda: heads(2, length=128, batch=3, state=128)
     yield "depthwise_conv1d", convolution
     yield "convolved_bidirectional_ssd", layer
     yield "rms_norm", lambda: norm_triton.rms_norm_triton(new(32, 512, 256), wide(256), 1e-5)
@@ -220,7 +227,6 @@ def compiled_code(only: str, dtype: torch.dtype, arch: int) -> Iterator[Code]:
         launcher.kernels = lambda code=code: code
         if hasattr(launcher, "processors"):
             launcher.processors = lambda device: PROCESSORS
-    ssd_triton.prefetched_programs = lambda device: ssd_triton.PREFETCHED * PROCESSORS
     for operator, run in operators(dtype):
         if only not in operator:
             continue
@@ -245,7 +251,8 @@ def described(operator: str, name: str, kernel) -> Code:
     body = loop or every
     kinds = {kind: sum(body[mnemonic] for mnemonic in names) for kind, names in KINDS.items()}
     shared = kernel.metadata.shared
-    return Code(operator, name, registers, stack, shared, sum(every.values()), sum(loop.values()), kinds)
+    wrong = wrong_addresses(lines)
+    return Code(operator, name, registers, stack, shared, wrong, sum(every.values()), sum(loop.values()), kinds)
 
 
 def tool(name: str, *arguments: str) -> str:
@@ -258,6 +265,25 @@ def mnemonics(lines: list[str]) -> Iterator[str]:
     for line in lines:
         if found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z0-9_]+)", line):
             yield found[1]
+
+
+def wrong_addresses(lines: list[str]) -> int:
+    """How many sums of 64 bits have an upper half made of the register with the lower half of what is added to."""
+    carries: dict[str, str] = {}
+    wrong = 0
+    for line in lines:
+        if not (found := re.search(r"\*/\s+(?:@!?\w+\s+)?(\S+)\s+([^;]*)", line)):
+            continue
+        mnemonic, operands = found[1], found[2].strip().split(", ")
+        if mnemonic == "UIADD3.X":
+            wrong += carries.get(operands[-1 if operands[-1] != "!UPT" else -2]) == operands[1]
+        written = next((operand for operand in operands if re.fullmatch(r"UR\d+", operand)), None)
+        if mnemonic.startswith(("U", "R2UR", "S2UR")) and written:
+            numbers = {f"UR{int(written[2:]) + k}" for k in range(2 if ".64" in mnemonic else 1)}
+            carries = {carry: register for carry, register in carries.items() if register not in numbers}
+        if mnemonic == "UIADD3" and operands[1].startswith("UP") and operands[2] not in (operands[0], "URZ"):
+            carries[operands[1]] = operands[2]
+    return wrong
 
 
 def largest_loop(lines: list[str]) -> list[str]:
@@ -281,14 +307,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON line a kernel instead of a table")
     options = parser.parse_args(arguments)
     if not options.json:
-        columns = ("registers", "spilled", "shared", "program", "loop", *KINDS)
+        columns = ("registers", "spilled", "shared", "wrong", "program", "loop", *KINDS)
         print(f"Triton {triton.__version__}, sm_{options.arch}, {options.dtype}")
         print(f"{'operator':32s}{'kernel':24s}" + "".join(f"{column:>13s}" for column in columns))
     for code in compiled_code(options.only, getattr(torch, options.dtype), options.arch):
         if options.json:
             print(json.dumps(asdict(code) | {"triton": triton.__version__, "arch": options.arch}), flush=True)
             continue
-        numbers = (code.registers, code.spilled, code.shared_bytes, code.program, code.loop)
+        numbers = (code.registers, code.spilled, code.shared_bytes, code.wrong, code.program, code.loop)
         numbers += tuple(code.instructions.values())
         line = f"{code.operator[:31]:32s}{code.kernel[:23]:24s}" + "".join(f"{number:13d}" for number in numbers)
         print(line, flush=True)

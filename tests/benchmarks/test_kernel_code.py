@@ -17,7 +17,8 @@ OPERATORS = {
     "selective_scan, 2 x 8192": {"segment_kernel", "pass_kernel", "forward_kernel", "backward_kernel", "sums_kernel"},
     "selective_scan, in an order": {"forward_kernel", "backward_kernel", "sums_kernel"},
     "ssd": {
-        "step_kernel", "state_kernel", "output_kernel", "gradient_kernel", "step_gradient_kernel", "sum_kernel",
+        "step_kernel", "state_kernel", "output_kernel", "gradient_kernel", "matrix_gradient_kernel",
+        "step_gradient_kernel", "sum_kernel",
     },
     "depthwise_conv1d": {"forward_kernel", "backward_kernel", "sum_kernel"},
     "rms_norm": {"forward_kernel", "backward_kernel", "sums_kernel"},
@@ -51,7 +52,7 @@ def test_every_kernel_compiles_for_a_gpu():
     kernels = {}
     for line in lines:
         kernels.setdefault(line["operator"], set()).add(line["kernel"])
-        assert 0 < line["registers"] <= 255 and line["program"] > 0
+        assert 0 < line["registers"] <= 255 and line["program"] > 0 and line["wrong"] == 0
         if line["operator"].startswith("selective_scan"):
             assert line["spilled"] <= MOST_SPILLED, line
     assert OPERATORS.items() <= kernels.items()
@@ -65,3 +66,51 @@ def test_other_types_compile():
     for dtype in ("float32", "float16"):
         lines, _ = compiled("--dtype", dtype, "--only", "selective_scan, gated")
         assert {line["kernel"] for line in lines} == {"forward_kernel", "backward_kernel", "sums_kernel"}
+
+
+RIGHT = """
+        /*1150*/                   UIADD3 UR40, UP0, UR44, 0x2, URZ ;
+        /*1180*/                   UIADD3.X UR41, UR5, 0x40000040, URZ, UP0, !UPT ;
+"""
+WRONG = """
+        /*3ac0*/                   UIADD3 UR42, UP0, UR52, 0x40, URZ ;
+        /*3ad0*/                   FADD R70, R57, R70 ;
+        /*3b00*/                   UIADD3.X UR43, UR52, -0x7fffffe0, URZ, UP0, !UPT ;
+"""
+"""Of a kernel that multiplied what was not there."""
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        (RIGHT, 0),
+        (WRONG, 1),
+        (RIGHT + WRONG, 1),
+        (WRONG.replace("FADD R70, R57, R70", "UMOV UR52, URZ"), 0),
+        (WRONG.replace("FADD R70, R57, R70", "UIADD3.64 UR51, UR8, 0x2, URZ"), 0),
+        (WRONG.replace("UR42, UP0, UR52", "UR52, UP0, UR52"), 0),
+        (WRONG.replace("UR52", "URZ"), 0),
+        (WRONG.replace("FADD R70, R57, R70", "UIADD3 UR8, UP0, UR9, 0x2, URZ"), 0),
+    ],
+    ids=[
+        "right",
+        "wrong",
+        "both",
+        "written between",
+        "written with another",
+        "written by it",
+        "of zero",
+        "another carry",
+    ],
+)
+def test_finds_wrong_addresses(code, wrong):
+    spec = importlib.util.spec_from_file_location("kernel_code", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    interpreted = os.environ.get("TRITON_INTERPRET")
+    sys.modules["kernel_code"] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules["kernel_code"]
+        os.environ["TRITON_INTERPRET"] = interpreted or "0"
+    assert module.wrong_addresses(code.splitlines()) == wrong

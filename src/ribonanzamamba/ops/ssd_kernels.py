@@ -20,6 +20,8 @@ import triton.language as tl
 
 SMALLEST_LOG_DECAY = tl.constexpr(-20.0)
 """As in `scan_chunked.py`."""
+LEAST_STEP = tl.constexpr(1e-30)
+"""Step sizes divide by no less."""
 GRID = tl.constexpr(2.0**-12)
 """Sums of 64 multiples of it down to 64 times -20 / ln 2 are exact in float32."""
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -114,7 +116,7 @@ def step_kernel(
     if EXACT:
         second = fine
     else:
-        second = tl.where(d > 0.0, coarse - tl.log2(tl.where(d > 0.0, d, 1.0)), float("inf"))
+        second = coarse - tl.log2(tl.maximum(d, LEAST_STEP))
     tl.store(to + 2 * part, second, mask=inside)
 
 
@@ -152,17 +154,6 @@ def power_of_difference(coarse, fine, less_coarse, less_fine, EXACT: tl.constexp
 
 
 @triton.jit
-def decay_between(to_coarse, to_fine, coarse, fine, to_order, order, EXACT: tl.constexpr):
-    """What is left at one step of what entered at another; 0 where the former comes before the latter: `order` are
-    positions times a number far above any sum."""
-    between = to_coarse - coarse
-    if EXACT:
-        between += to_fine - fine
-    # a minimum costs less than a comparison and a choice; the same position has order 0
-    return tl.exp2(tl.minimum(between, to_order - order + 1e29))
-
-
-@triton.jit
 def load_tile(pointer, stride, rows, ok, columns, width, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
     """Rows of a matrix, 0 where not ok; WHOLE: all columns are there. Not KEPT: nobody reads it soon, the cache is for
     something else."""
@@ -182,18 +173,6 @@ def store_tile(pointer, stride, rows, ok, columns, width, value, WHOLE: tl.const
 
 
 @triton.jit
-def prefetch_tile(pointer, stride, rows, WIDTH: tl.constexpr):
-    """Have rows of a matrix, which exist, brought into the level 2 cache of an NVIDIA GPU. Nothing waits for them."""
-    bits: tl.constexpr = pointer.dtype.element_ty.primitive_bitwidth
-    sectors: tl.constexpr = WIDTH * bits // 256 if WIDTH * bits > 256 else 1
-    addresses = pointer + (rows[:, None] * stride + tl.arange(0, sectors)[None, :] * (256 // bits))
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [addresses.to(tl.int64)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
     """A state (n, p), 0 where it is not present."""
     mask = tl.full((1, 1), True, dtype=tl.int1) & present
@@ -206,12 +185,12 @@ def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr, KEPT: tl.const
 @triton.jit
 def load_entering(
     states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
-    SEGMENTS: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    SEGMENTS: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr, KEPT: tl.constexpr = False,
 ):  # fmt: skip
     """The state (n, p) that enters chunk c: that of a walk through its segment from nothing, and SEGMENTS, what is
     left of the state that entered the segment."""
     chunk = row * chunks + c
-    h = load_state(states + chunk * N * P, n, N, p, P, present, WHOLE, False)
+    h = load_state(states + chunk * N * P, n, N, p, P, present, WHOLE, KEPT)
     if SEGMENTS:
         index = row * segments + c // chunks_a_segment
         before = load_state(entering + index * N * P, n, N, p, P, present, WHOLE)
@@ -229,10 +208,10 @@ def store_state(pointer, n, N, p, P, value, WHOLE: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def state_kernel(
-    v, K, z, lengths, steps, start, states, after, passed, left,
+    v, K, lengths, steps, start, states, after, passed, left,
     batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
-    v_b, v_l, v_h, K_b, K_l, K_g, z_b, z_l, z_h,
-    REVERSE: tl.constexpr, HAS_Z: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr,
+    v_b, v_l, v_h, K_b, K_l, K_g,
+    REVERSE: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr,
     BACKWARD: tl.constexpr, RETURN_AFTER: tl.constexpr, SEGMENTS: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
@@ -258,8 +237,6 @@ def state_kernel(
     group = direction * (heads // heads_a_group) + head // heads_a_group
     v += b * v_b + head * v_h
     K += b * K_b + group * K_g
-    if HAS_Z:
-        z += b * z_b + head * z_h
     steps += row * chunks * Q
     part = (tl.num_programs(0) // tiles).to(tl.int64) * chunks * Q
     last = tl.where(reverse, 0, Q - 1)
@@ -288,8 +265,6 @@ def state_kernel(
             coarse, fine = load_sums(steps + at, part, q, EXACT)
             # scaled here: what goes into a product as it is in memory is loaded ahead
             weight = power_of_difference(coarse, fine, 0.0, 0.0, EXACT) * scale
-            if HAS_Z:
-                V = V.to(tl.float32) * silu(load_tile(z + at * z_l, z_l, q, ok, p, P, WHOLE).to(tl.float32))
         else:
             coarse, fine, factor = load_entries(steps + at, part, q, EXACT)
             weight = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT) * factor
@@ -328,6 +303,70 @@ def pass_kernel(
         tl.store(last + row * size + k, h, mask=mask)
 
 
+@triton.jit
+def matrix_sums(own, other, part, entered, seen, DIRECTIONS: tl.constexpr, EXACT: tl.constexpr):
+    """What `left_between` needs of the sums of one or two directions."""
+    entry, fine_entry, factor = load_entries(own, part, entered, EXACT)
+    coarse, fine = load_sums(own, part, seen, EXACT)
+    other_entry, other_fine_entry, other_factor, other_coarse, other_fine = entry, fine_entry, factor, coarse, fine
+    if DIRECTIONS == 2:
+        other_entry, other_fine_entry, other_factor = load_entries(other, part, entered, EXACT)
+        other_coarse, other_fine = load_sums(other, part, seen, EXACT)
+    return (
+        entry,
+        fine_entry,
+        factor,
+        coarse,
+        fine,
+        other_entry,
+        other_fine_entry,
+        other_factor,
+        other_coarse,
+        other_fine,
+    )
+
+
+@triton.jit
+def left_between(sums, entered, seen, log_scale, DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, EXACT: tl.constexpr):
+    """Times 2^log_scale, what is left at steps `seen` of what enters at steps `entered`: of one direction, 0 where the
+    former come first; of two, of the one that leads there, and from a step to itself of the first."""
+    (entry, fine_entry, factor, coarse, fine, other_entry, other_fine_entry, other_factor, other_coarse, other_fine) = (
+        sums
+    )
+    onward = seen >= entered
+    if EXACT:
+        between = coarse - entry + (fine - fine_entry)
+        other = other_coarse - other_entry + (other_fine - other_fine_entry)
+        factor = factor * tl.exp2(log_scale)
+        other_factor = other_factor * tl.exp2(log_scale)
+    else:
+        # rounded with the sums
+        between = coarse - (entry - log_scale)
+        other = other_coarse - (other_entry - log_scale)
+    if DIRECTIONS == 2:
+        decay = tl.exp2(tl.where(onward, between, other))
+        if EXACT:
+            decay *= tl.where(onward, factor, other_factor)
+        return decay
+    if REVERSE:
+        onward = seen <= entered
+    return tl.exp2(tl.where(onward, between, float("-inf"))) * factor
+
+
+@triton.jit
+def chunk_decays(own, part, q, last, EXACT: tl.constexpr):
+    """Step sizes; what is left at each step of what enters the chunk; at its end of what enters at each step; and of
+    what enters it, of which `last` is the last step."""
+    coarse, fine = load_sums(own, part, q, EXACT)
+    whole_coarse, whole_fine = load_sums(own, part, last, EXACT)
+    return (
+        tl.load(own + q),
+        power_of_difference(coarse, fine, 0.0, 0.0, EXACT),
+        power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT),
+        power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT),
+    )
+
+
 @triton.jit(do_not_specialize=VARYING)
 def output_kernel(
     x, B, C, D, z, lengths, steps, states, entering, passed, y, ungated,
@@ -352,33 +391,56 @@ def output_kernel(
     n = tl.arange(0, BN)
     p = tile * BP + tl.arange(0, BP)
     ok = q < length - c * Q
+    present = c * Q < length
     part = (tl.num_programs(0) // tiles * DIRECTIONS).to(tl.int64) * chunks * Q
-    X = load_tile(x + b * x_b + head * x_h + at * x_l, x_l, q, ok, p, P, WHOLE, False)
-    out = tl.zeros((Q, BP), dtype=tl.float32)
-    for direction in range(DIRECTIONS):
-        reverse = REVERSE or direction == 1
-        group = direction * (heads // heads_a_group) + head // heads_a_group
-        row = (direction * batch + b) * heads + head
-        own = steps + (row * chunks + c) * Q
-        B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
-        C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
-        coarse, fine = load_sums(own, part, q, EXACT)
+    log_scale = tl.log2(scale)
+    row = b * heads + head
+    own = steps + (row * chunks + c) * Q
+    other_row = batch * heads + row
+    other = steps + (other_row * chunks + c) * Q
+    group = head // heads_a_group
+    B += b * B_b + group * B_g + at * B_l
+    C += b * C_b + group * C_g + at * C_l
+    # all loads first: one wait
+    sums = matrix_sums(own, other, part, q[None, :], q[:, None], DIRECTIONS, EXACT)
+    _, of_start, _, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
+    X = load_tile(x + b * x_b + head * x_h + at * x_l, x_l, q, ok, p, P, WHOLE, False).to(DOT)
+    B_c = load_tile(B, B_l, q, ok, n, N, WHOLE).to(DOT)
+    C_c = load_tile(C, C_l, q, ok, n, N, WHOLE).to(DOT)
+    if HAS_STATES:
+        h = load_entering(
+            states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
+            SEGMENTS, WHOLE, DOT,
+        )  # fmt: skip
+    skip = tl.zeros((Q,), dtype=tl.float32)
+    if HAS_D:
+        skip += tl.load(D + head).to(tl.float32)
+    if DIRECTIONS == 2:
+        d, other_of_start, _, _ = chunk_decays(other, part, q, 0, EXACT)
+        groups = heads // heads_a_group
+        other_B = load_tile(B + groups * B_g, B_l, q, ok, n, N, WHOLE).to(DOT)
+        other_C = load_tile(C + groups * C_g, C_l, q, ok, n, N, WHOLE).to(DOT)
         if HAS_STATES:
-            h = load_entering(
-                states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, c * Q < length,
+            other_h = load_entering(
+                states, entering, passed, other_row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
                 SEGMENTS, WHOLE, DOT,
             )  # fmt: skip
-            from_start = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
-            out += tl.dot(C_c, h, input_precision=PRECISION) * from_start[:, None]
-        entry, fine_entry, factor = load_entries(own, part, q[None, :], EXACT)
-        coarse, fine = load_sums(own, part, q[:, None], EXACT)
-        order = tl.where(reverse, -q, q).to(tl.float32) * 1e30
-        decay = decay_between(coarse, fine, entry, fine_entry, order[:, None], order[None, :], EXACT) * factor
-        scores = (tl.dot(C_c, tl.trans(B_c), input_precision=PRECISION) * decay).to(DOT)
-        out = tl.dot(scores, X.to(DOT), acc=out, input_precision=PRECISION)
-    out *= scale
-    if HAS_D:
-        out += tl.load(D + head).to(tl.float32) * X.to(tl.float32)
+        # of a step to itself, in the other direction
+        skip += d * scale * tl.sum(other_B.to(tl.float32) * other_C.to(tl.float32), 1)
+    # (to, from)
+    products = tl.dot(C_c, tl.trans(B_c), input_precision=PRECISION)
+    if DIRECTIONS == 2:
+        products = tl.where(
+            q[:, None] >= q[None, :], products, tl.dot(other_C, tl.trans(other_B), input_precision=PRECISION)
+        )  # fmt: skip
+    decay = left_between(sums, q[None, :], q[:, None], log_scale, DIRECTIONS, REVERSE, EXACT)
+    scores = (products * decay).to(DOT)
+    out = skip[:, None] * X.to(tl.float32)
+    if HAS_STATES:
+        out += tl.dot(C_c, h, input_precision=PRECISION) * (of_start * scale)[:, None]
+        if DIRECTIONS == 2:
+            out += tl.dot(other_C, other_h, input_precision=PRECISION) * (other_of_start * scale)[:, None]
+    out = tl.dot(scores, X, acc=out, input_precision=PRECISION)
     y_l = heads * P
     to = ((b * L + at) * heads + head) * P
     inside = q < L - c * Q
@@ -389,26 +451,34 @@ def output_kernel(
     store_tile(y + to, y_l, q, inside, p, P, out, WHOLE)
 
 
+@triton.jit
+def add_flow_to_end(dX, X, B_c, dh, d, to_end, PRECISION: tl.constexpr):
+    """dX and what it gains by what steps leave to the end of the chunk; and for each step the gradient of its size
+    where that multiplies x."""
+    flow = tl.dot(B_c, dh, input_precision=PRECISION)
+    return dX + flow * (to_end * d)[:, None], to_end * tl.sum(flow * X.to(tl.float32), 1)
+
+
 @triton.jit(do_not_specialize=VARYING)
 def gradient_kernel(
-    x, B, C, D, z, lengths, steps, states, entering, passed, dstates, dentering, dpassed, ungated, dy,
-    dx, dB, dC, dz, dsteps, dwhole,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, dchunks_a_segment, dsegments, chunks,
-    scale,
-    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h, dy_b, dy_l, dy_h, dx_l, dz_l,
-    DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, SEGMENTS: tl.constexpr,
-    DSEGMENTS: tl.constexpr, HEADS: tl.constexpr, AHEAD: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr,
-    BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    x, B, C, D, lengths, steps, dstates, dentering, dpassed, dy, dx, dproducts, dsteps,
+    batch, L, heads, P, N, tiles, heads_a_group, dchunks_a_segment, dsegments, chunks, scale,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, dy_b, dy_l, dy_h, dx_l,
+    DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    HAS_DSTATES: tl.constexpr, DSEGMENTS: tl.constexpr,
+    HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one chunk of HEADS heads (or of a tile of their width), one after the other, and of both directions.
+    """Gradients of x and step sizes of one chunk of HEADS heads of a group (or of a tile of their width), one after the
+    other, and that of the products B C^T, which they share.
 
-    dx, dz: rows (h, p) dx_l, dz_l numbers apart. dB, dC: partial sums of the heads of each program. States and their
-    gradients have segments of their own. dsteps: (5, tile, direction, b, h, chunk, Q): of the step sizes where they
-    multiply x; what each step leaves to the end of the chunk (with HAS_DSTATES) and to its later steps; what it takes
-    of earlier ones and of the state (with HAS_STATES). dwhole: (2, tile, direction, b, h, chunk): what the chunk keeps
-    of the state that enters, and the gradient of D. AHEAD: a program prefetches for the one that comes so many
-    later; of one turn, and one tile.
+    Two directions have one matrix of steps: where the one leads and, on the other side of the diagonal, where the other
+    does; the other's diagonal stands apart.
+
+    dx: rows (h, p) dx_l numbers apart. dproducts: (direction, b, chunk, program of the chunk, Q, Q). dsteps: (tile,
+    direction, b, h, chunk, Q, 4): gradients of step sizes where they multiply x; what of these comes from the end of
+    the chunk; what each step takes of others in the chunk less what others take of it; and, in the first direction,
+    the gradient of D.
     """
     program = tl.program_id(0)
     c = tl.program_id(1)
@@ -425,141 +495,224 @@ def gradient_kernel(
     p = tile * BP + tl.arange(0, BP)
     ok = q < length - c * Q
     inside = q < L - c * Q
+    present = c * Q < length
     groups = heads // heads_a_group
-    partials = heads_a_group // HEADS * tiles
-    matrix_row = DIRECTIONS * groups * partials * N
-    rows = batch * heads * DIRECTIONS
-    part = rows.to(tl.int64) * chunks * Q
-    own_x = x + b * x_b + at * x_l
-    own_dy = dy + b * dy_b + at * dy_l
-    if HAS_Z:
-        own_z = z + b * z_b + at * z_l
-    # kept for all turns, addresses and masks would take the registers of what is computed
-    for turn in tl.range(HEADS * DIRECTIONS, disable_licm=True):
-        head = first_head + turn // DIRECTIONS
-        direction = turn % DIRECTIONS
-        reverse = REVERSE or direction == 1
-        first = direction == 0
-        if HEADS * DIRECTIONS > 1:
-            # what this program wrote before and adds to now, still in the cache
-            tl.debug_barrier()
-        group = direction * groups + head // heads_a_group
-        row = (direction * batch + b) * heads + head
-        own = steps + (row * chunks + c) * Q
-        before_gate = ((b * L + at) * heads + head) * P
-        to_x = dx + (b * L + at) * dx_l + head * P
+    group = first_head // heads_a_group
+    one_direction = batch * heads
+    part = (one_direction * DIRECTIONS).to(tl.int64) * chunks * Q
+    log_scale = tl.log2(scale)
+    B += b * B_b + group * B_g + at * B_l
+    C += b * C_b + group * C_g + at * C_l
+    x += b * x_b + at * x_l
+    dy += b * dy_b + at * dy_l
+    dx += (b * L + at) * dx_l
+    B_c = load_tile(B, B_l, q, ok, n, N, WHOLE).to(DOT)
+    C_c = load_tile(C, C_l, q, ok, n, N, WHOLE).to(DOT)
+    onward = q[None, :] >= q[:, None]
+    # matrices of steps are (from, to)
+    products = tl.dot(B_c, tl.trans(C_c), input_precision=PRECISION)
+    if DIRECTIONS == 2:
+        other_B = load_tile(B + groups * B_g, B_l, q, ok, n, N, WHOLE).to(DOT)
+        other_C = load_tile(C + groups * C_g, C_l, q, ok, n, N, WHOLE).to(DOT)
+        other_products = tl.dot(other_B, tl.trans(other_C), input_precision=PRECISION)
+        on_diagonal = tl.sum(tl.where(q[:, None] == q[None, :], other_products, 0.0), 1) * scale
+        products = tl.where(onward, products, other_products)
+        sum_on_diagonal = tl.zeros((Q,), dtype=tl.float32)
+    summed = tl.zeros((Q, Q), dtype=tl.float32)
+    for turn in tl.range(HEADS, disable_licm=True):
+        head = first_head + turn
+        row = b * heads + head
+        chunk = row * chunks + c
+        other_chunk = chunk + one_direction.to(tl.int64) * chunks
+        own, other = steps + chunk * Q, steps + other_chunk * Q
         # all loads first: one wait
-        B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
-        C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
-        G = load_tile(own_dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(tl.float32)
-        X = load_tile(own_x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
+        sums = matrix_sums(own, other, part, q[:, None], q[None, :], DIRECTIONS, EXACT)
+        d, _, to_end, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
+        if DIRECTIONS == 2:
+            other_d, _, other_to_end, _ = chunk_decays(other, part, q, 0, EXACT)
+        X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
+        G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(DOT)
         if HAS_DSTATES:
             dh = load_entering(
-                dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, c * Q < length,
-                DSEGMENTS, WHOLE, DOT,
+                dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, present,
+                DSEGMENTS, WHOLE, DOT, True,
             )  # fmt: skip
-        if HAS_STATES:
-            h = load_entering(
-                states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, c * Q < length,
-                SEGMENTS, WHOLE, DOT,
-            )  # fmt: skip
-        d = tl.load(own + q)
-        whole_coarse, whole_fine = load_sums(own, part, tl.where(reverse, 0, Q - 1), EXACT)
-        coarse, fine = load_sums(own, part, q, EXACT)
-        if HAS_Z:
-            Z = load_tile(own_z + head * z_h, z_l, q, ok, p, P, WHOLE).to(tl.float32)
-            gate = sigmoid(Z)
-            if first:
-                before = load_tile(ungated + before_gate, heads * P, q, ok, p, P, WHOLE).to(tl.float32)
-                slope = G * before * gate * (1.0 + Z * (1.0 - gate))
-                store_tile(dz + (b * L + at) * dz_l + head * P, dz_l, q, inside, p, P, slope, WHOLE)
-            G *= Z * gate
-        if AHEAD:
-            # after this program's own requests; the last ones ask for what comes last
-            later = program + c * tl.num_programs(0) + AHEAD
-            later_c = tl.minimum(later // tl.num_programs(0), chunks - 1)
-            later %= tl.num_programs(0)
-            later_head = later % heads
-            later_b = (later // heads).to(tl.int64)
-            there = tl.where(q < L - later_c * Q, q, 0)
-            later_at = (later_c * Q).to(tl.int64)
-            prefetch_tile(x + later_b * x_b + later_at * x_l + later_head * x_h, x_l, there, BP)
-            prefetch_tile(dy + later_b * dy_b + later_at * dy_l + later_head * dy_h, dy_l, there, BP)
-            if HAS_Z:
-                prefetch_tile(z + later_b * z_b + later_at * z_l + later_head * z_h, z_l, there, BP)
-                later_gate = ((later_b * L + later_at) * heads + later_head) * P
-                prefetch_tile(ungated + later_gate, heads * P, there, BP)
-            state = ((later_b * heads + later_head) * chunks + later_c) * N * P
-            if HAS_STATES:
-                prefetch_tile(states + state, P, n, BP)
-            if HAS_DSTATES:
-                prefetch_tile(dstates + state, P, n, BP)
-        # both directions see the skip: one of them counts it
-        dD = 0.0
-        skip = 0.0
-        if HAS_D:
-            dD = tl.where(first, tl.sum(tl.sum(G * X.to(tl.float32), 1), 0), 0.0)
-            skip = tl.where(first, tl.load(D + head).to(tl.float32) / scale, 0.0)
-        G = (G * scale).to(DOT)
-        from_start = power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
-        to_end = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT)
-        to_step = dsteps + ((tile * rows + row) * chunks + c) * Q + q
-        to_whole = dwhole + (tile * rows + row) * chunks + c
-        kept = 0.0
-        if HAS_STATES and HAS_DSTATES:
-            kept = tl.sum(tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1), 0)
-            kept *= power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT)
-        tl.store(to_whole, kept)
-        tl.store(to_whole + tiles * rows * chunks, dD)
-        # of u = d x; matrices of steps are (from, to)
-        dU = tl.zeros((Q, BP), dtype=tl.float32)
-        direct = tl.zeros((Q,), dtype=tl.float32)
-        if HAS_DSTATES:
-            dU = tl.dot(B_c, dh, input_precision=PRECISION) * to_end[:, None]
-            direct = tl.sum(dU * X.to(tl.float32), 1)
-            tl.store(to_step + tiles * part, direct * d)
-        order = tl.where(reverse, -q, q).to(tl.float32) * 1e30
-        coarse, fine = load_sums(own, part, q[:, None], EXACT)
-        to_coarse, to_fine = load_sums(own, part, q[None, :], EXACT)
-        decay = decay_between(to_coarse, to_fine, coarse, fine, order[None, :], order[:, None], EXACT)
-        scores = tl.dot(B_c, tl.trans(C_c), input_precision=PRECISION) * decay
-        dU = tl.dot(scores.to(DOT), G, acc=dU, input_precision=PRECISION)
-        dX = dU * d[:, None] + skip * G.to(tl.float32)
-        if DIRECTIONS > 1:
-            dX += load_tile(to_x, dx_l, q, q < tl.where(first, 0, L - c * Q), p, P, WHOLE).to(tl.float32)
-        store_tile(to_x, dx_l, q, inside, p, P, dX, WHOLE, DIRECTIONS > 1)
+            if DIRECTIONS == 2:
+                other_dh = load_entering(
+                    dstates, dentering, dpassed, one_direction + row, c, chunks, dchunks_a_segment, dsegments,
+                    n, N, p, P, present, DSEGMENTS, WHOLE, DOT, True,
+                )  # fmt: skip
+        decay = left_between(sums, q[:, None], q[None, :], log_scale, DIRECTIONS, REVERSE, EXACT)
+        scores = products * decay
         dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
+        dX = tl.dot(scores.to(DOT), G, input_precision=PRECISION)
+        summed += dscores * decay
+        along = tl.sum(tl.where(q[:, None] == q[None, :], dscores, 0.0), 1)
+        skip = tl.zeros((Q,), dtype=tl.float32)
+        if HAS_D:
+            skip += tl.load(D + head).to(tl.float32)
         inner = scores * dscores
-        tl.store(to_step, direct + tl.sum(inner, 1))
-        inner *= d[:, None]
+        taken_of = inner
+        if DIRECTIONS == 2:
+            taken_of = tl.where(onward, inner, 0.0)
+        direct = tl.sum(taken_of, 1)
         if EXACT:
             # the diagonal enters and leaves the log decays with opposite signs; where its digits count, left out
-            inner = tl.where(q[:, None] == q[None, :], 0.0, inner)
-        tl.store(to_step + 2 * tiles * part, tl.sum(inner, 1))
-        tl.store(to_step + 3 * tiles * part, tl.sum(inner, 0))
-        dscores = (dscores * decay * d[:, None]).to(DOT)
-        dB_c = tl.zeros((Q, BN), dtype=tl.float32)
+            taken_of = tl.where(q[:, None] == q[None, :], 0.0, taken_of)
+            balance = tl.sum(taken_of, 0) - tl.sum(taken_of, 1)
+        else:
+            balance = tl.sum(taken_of, 0) - direct
+        direct /= tl.maximum(d, LEAST_STEP)
+        at_end = tl.zeros((Q,), dtype=tl.float32)
         if HAS_DSTATES:
-            dB_c = tl.dot(X, tl.trans(dh), input_precision=PRECISION) * (to_end * d)[:, None]
-        dB_c = tl.dot(dscores, C_c, acc=dB_c, input_precision=PRECISION)
-        dC_c = tl.zeros((Q, BN), dtype=tl.float32)
-        if HAS_STATES:
-            dC_c = tl.dot(G, tl.trans(h), input_precision=PRECISION) * from_start[:, None]
-            tl.store(to_step + 4 * tiles * part, tl.sum(dC_c * C_c.to(tl.float32), 1))
-        dC_c = tl.dot(tl.trans(dscores), B_c, acc=dC_c, input_precision=PRECISION)
-        partial = (head % heads_a_group) // HEADS * tiles + tile
-        matrix = (((b * L + at) * DIRECTIONS * groups + group) * partials + partial) * N
-        if HEADS > 1:
-            again = q < tl.where(turn < DIRECTIONS, 0, L - c * Q)
-            dB_c += load_tile(dB + matrix, matrix_row, q, again, n, N, WHOLE).to(tl.float32)
-            dC_c += load_tile(dC + matrix, matrix_row, q, again, n, N, WHOLE).to(tl.float32)
-        store_tile(dB + matrix, matrix_row, q, inside, n, N, dB_c, WHOLE)
-        store_tile(dC + matrix, matrix_row, q, inside, n, N, dC_c, WHOLE)
+            dX, at_end = add_flow_to_end(dX, X, B_c, dh, d, to_end, PRECISION)
+            direct += at_end
+        to_step = dsteps + (tile * part + chunk * Q) * 4
+        store_four(to_step, q, direct, at_end, balance, along)
+        if DIRECTIONS == 2:
+            taken_of = tl.where(onward, 0.0, inner)
+            given = tl.sum(taken_of, 1)
+            direct = given / tl.maximum(other_d, LEAST_STEP) + on_diagonal * along
+            balance = tl.sum(taken_of, 0) - given
+            at_end = tl.zeros((Q,), dtype=tl.float32)
+            if HAS_DSTATES:
+                dX, at_end = add_flow_to_end(dX, X, other_B, other_dh, other_d, other_to_end, PRECISION)
+                direct += at_end
+            to_step = dsteps + (tile * part + other_chunk * Q) * 4
+            store_four(to_step, q, direct, at_end, balance, tl.zeros((Q,), dtype=tl.float32))
+            skip += on_diagonal * other_d
+            sum_on_diagonal += along * other_d * scale
+        dX += skip[:, None] * G.to(tl.float32)
+        store_tile(dx + head * P, dx_l, q, inside, p, P, dX, WHOLE, False)
+    programs = turns * tiles
+    to = dproducts + ((b * chunks + c) * programs + program % programs) * Q * Q + (q[:, None] * Q + q[None, :])
+    if DIRECTIONS == 2:
+        tl.store(to, tl.where(onward, summed, 0.0))
+        summed = tl.where(onward, 0.0, summed)
+        summed = tl.where(q[:, None] == q[None, :], sum_on_diagonal[:, None], summed)
+        to += (batch * chunks).to(tl.int64) * programs * Q * Q
+    tl.store(to, summed)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def matrix_gradient_kernel(
+    x, B, C, lengths, steps, states, entering, passed, dstates, dentering, dpassed, dy, dproducts,
+    dB, dC, taken, kept,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, dchunks_a_segment, dsegments, chunks,
+    scale,
+    x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, dy_b, dy_l, dy_h, dB_l, dC_l,
+    DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, SEGMENTS: tl.constexpr, DSEGMENTS: tl.constexpr,
+    HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """dB and dC of one direction, of one chunk of HEADS heads of a group (or of a tile of their width).
+
+    dB, dC: rows (direction, group, program of the group, n), dB_l and dC_l numbers apart. taken: (tile, direction, b,
+    h, chunk, Q): what steps take of the state that enters. kept: (tile, direction, b, h, chunk): what the chunk keeps
+    of it.
+    """
+    # directions that read the same side by side, and first what `gradient_kernel` read last
+    program = tl.program_id(0) // DIRECTIONS
+    direction = tl.program_id(0) % DIRECTIONS
+    c = chunks - 1 - tl.program_id(1)
+    tile = program % tiles
+    turns = heads // HEADS
+    first_head = (program // tiles) % turns * HEADS
+    b = (program // tiles // turns).to(tl.int64)
+    length = L
+    if HAS_LENGTHS:
+        length = tl.load(lengths + b).to(tl.int32)
+    at = (c * Q).to(tl.int64)
+    q = tl.arange(0, Q)
+    n = tl.arange(0, BN)
+    p = tile * BP + tl.arange(0, BP)
+    ok = q < length - c * Q
+    inside = q < L - c * Q
+    present = c * Q < length
+    group = direction * (heads // heads_a_group) + first_head // heads_a_group
+    part = (batch * heads * DIRECTIONS).to(tl.int64) * chunks * Q
+    last = tl.where(direction == 1 or REVERSE, 0, Q - 1)
+    C_c = load_tile(C + b * C_b + group * C_g + at * C_l, C_l, q, ok, n, N, WHOLE).to(DOT)
+    B_c = load_tile(B + b * B_b + group * B_g + at * B_l, B_l, q, ok, n, N, WHOLE).to(DOT)
+    programs = turns * tiles
+    row = ((direction * batch + b) * chunks + c) * programs + program % programs
+    matrix = tl.load(dproducts + row * Q * Q + (q[:, None] * Q + q[None, :])).to(DOT)
+    dB_c = tl.dot(matrix, C_c, input_precision=PRECISION)
+    dC_c = tl.dot(tl.trans(matrix), B_c, input_precision=PRECISION)
+    if HAS_STATES or HAS_DSTATES:
+        for turn in tl.range(HEADS, disable_licm=True):
+            head = first_head + turn
+            row = (direction * batch + b) * heads + head
+            chunk = row * chunks + c
+            # all loads first: one wait
+            d, of_start, to_end, of_whole = chunk_decays(steps + chunk * Q, part, q, last, EXACT)
+            X = load_tile(x + b * x_b + at * x_l + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
+            G = load_tile(dy + b * dy_b + at * dy_l + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(DOT)
+            h, dh = X, X
+            if HAS_DSTATES:
+                dh = load_entering(
+                    dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, present,
+                    DSEGMENTS, WHOLE, DOT,
+                )  # fmt: skip
+            if HAS_STATES:
+                h = load_entering(
+                    states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
+                    SEGMENTS, WHOLE, DOT,
+                )  # fmt: skip
+            if HAS_DSTATES:
+                dB_c += tl.dot(X, tl.trans(dh), input_precision=PRECISION) * (to_end * d)[:, None]
+            if HAS_STATES:
+                gained = tl.dot(G, tl.trans(h), input_precision=PRECISION) * (of_start * scale)[:, None]
+                dC_c += gained
+                tl.store(taken + tile * part + chunk * Q + q, tl.sum(gained * C_c.to(tl.float32), 1))
+            if HAS_STATES and HAS_DSTATES:
+                of_chunk = tl.sum(tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1), 0)
+                tl.store(kept + tile * (part // Q) + chunk, of_chunk * of_whole)
+    partials = heads_a_group // HEADS * tiles
+    column = (group * partials + (first_head % heads_a_group) // HEADS * tiles + tile) * N
+    store_tile(dB + (b * L + at) * dB_l + column, dB_l, q, inside, n, N, dB_c, WHOLE)
+    store_tile(dC + (b * L + at) * dC_l + column, dC_l, q, inside, n, N, dC_c, WHOLE)
+
+
+@triton.jit
+def store_four(pointer, rows, first, second, third, fourth):
+    """Four numbers of each row, together: a change of layout costs as much as one of them."""
+    k = tl.arange(0, 2)
+    four = tl.join(tl.join(first, third), tl.join(second, fourth))
+    tl.store(pointer + (rows[:, None, None] * 4 + k[None, :, None] * 2 + k[None, None, :]), four)
+
+
+@triton.jit(do_not_specialize=["batch", "L"])
+def gate_gradient_kernel(
+    z, ungated, lengths, dy, dz, G, L, heads, P, z_b, z_l, z_h, dy_b, dy_l, dy_h, dz_l,
+    HAS_LENGTHS: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """dz, and the gradient G of y before the gate."""
+    row = tl.program_id(0)
+    b = (row // heads).to(tl.int64)
+    head = row % heads
+    length = L
+    if HAS_LENGTHS:
+        length = tl.load(lengths + b).to(tl.int32)
+    first = (tl.program_id(1) * ROWS).to(tl.int64)
+    q = tl.arange(0, ROWS)
+    p = tl.arange(0, BP)
+    ok = q < length - first
+    inside = q < L - first
+    gradient = load_tile(dy + b * dy_b + first * dy_l + head * dy_h, dy_l, q, ok, p, P, False, False).to(tl.float32)
+    Z = load_tile(z + b * z_b + first * z_l + head * z_h, z_l, q, ok, p, P, False, False).to(tl.float32)
+    to = ((b * L + first) * heads + head) * P
+    before = load_tile(ungated + to, heads * P, q, ok, p, P, False, False).to(tl.float32)
+    gate = sigmoid(Z)
+    slope = gradient * before * gate * (1.0 + Z * (1.0 - gate))
+    store_tile(dz + (b * L + first) * dz_l + head * P, dz_l, q, inside, p, P, slope, False, False)
+    store_tile(G + to, heads * P, q, inside, p, P, gradient * Z * gate, False)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def step_gradient_kernel(
-    dt, A, bias, lengths, steps, dsteps, dwhole, ddt, sums,
+    dt, A, bias, lengths, steps, dsteps, taken, kept, ddt, sums,
     batch, L, heads, tiles, chunks, dt_b, dt_l, dt_h, ddt_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
@@ -581,19 +734,21 @@ def step_gradient_kernel(
     entered = tl.zeros((CHUNKS, Q), dtype=tl.float32)
     summed = tl.zeros((CHUNKS, Q), dtype=tl.float32)
     whole = tl.zeros((CHUNKS,), dtype=tl.float32)
-    dD = tl.zeros((CHUNKS,), dtype=tl.float32)
+    along = tl.zeros((CHUNKS, Q), dtype=tl.float32)
+    there = inside & ((before >= 0) & (before < Q))[None, :]
+    one_before = row * chunks * Q + c[:, None] * Q + before[None, :]
     for tile in range(tiles):
-        direct += tl.load(dsteps + tile * part + of_step, mask=inside, other=0.0)
+        four = dsteps + tile * part * 4
+        direct += tl.load(four + of_step * 4, mask=inside, other=0.0)
         if HAS_DSTATES:
-            there = inside & ((before >= 0) & (before < Q))[None, :]
-            one_before = row * chunks * Q + c[:, None] * Q + before[None, :]
-            entered += tl.load(dsteps + (tiles + tile) * part + one_before, mask=there, other=0.0)
-        summed -= tl.load(dsteps + (2 * tiles + tile) * part + of_step, mask=inside, other=0.0)
-        summed += tl.load(dsteps + (3 * tiles + tile) * part + of_step, mask=inside, other=0.0)
+            at_end = tl.load(four + one_before * 4 + 1, mask=there, other=0.0)
+            entered += at_end * tl.load(steps + one_before, mask=there, other=0.0)
+        summed += tl.load(four + of_step * 4 + 2, mask=inside, other=0.0)
+        along += tl.load(four + of_step * 4 + 3, mask=inside, other=0.0)
         if HAS_STATES:
-            summed += tl.load(dsteps + (4 * tiles + tile) * part + of_step, mask=inside, other=0.0)
-        whole += tl.load(dwhole + (tile * rows + row) * chunks + c, mask=c < chunks, other=0.0)
-        dD += tl.load(dwhole + ((tiles + tile) * rows + row) * chunks + c, mask=c < chunks, other=0.0)
+            summed += tl.load(taken + tile * part + of_step, mask=inside, other=0.0)
+        if HAS_STATES and HAS_DSTATES:
+            whole += tl.load(kept + (tile * rows + row) * chunks + c, mask=c < chunks, other=0.0)
     # the log decay of a step is in the sums of all that the direction takes from it on in its chunk, and decays what
     # entered before it and is left at the end: a sum of its own, small beside that of all
     summed = tl.where(reverse, tl.cumsum(summed, 1), tl.cumsum(summed, 1, reverse=True))
@@ -609,7 +764,7 @@ def step_gradient_kernel(
     tl.store(to, tl.sum(tl.sum(dlog * d, 1), 0))
     part = rows.to(tl.int64) * tl.num_programs(1)
     tl.store(to + part, tl.sum(tl.sum(dstep, 1), 0))
-    tl.store(to + 2 * part, tl.sum(dD, 0))
+    tl.store(to + 2 * part, tl.sum(tl.sum(along, 1), 0))
 
 
 @triton.jit(do_not_specialize=["positions", "terms"])

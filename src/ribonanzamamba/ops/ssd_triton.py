@@ -13,32 +13,36 @@ from torch.autograd.function import once_differentiable
 from ribonanzamamba.ops.backend import as_seen, cdiv, device_of, dot_type, next_power_of_2, on_launch, processors
 
 LONGEST_CHUNK, LONGEST_WIDE_CHUNK = 64, 32
-"""Positions a chunk: 64 rows are what a matrix unit takes at a time; float32 tiles of them would spill registers."""
-WIDEST_TILE, WIDEST_WALK = 64, 64
-"""Channels of a head that one program takes, all others and those that go from chunk to chunk."""
-LARGEST_STATE_TILE = 64 * 64
-"""Numbers of the state that one program of the backward pass takes."""
+"""Positions a chunk: 64 rows are what a matrix unit takes at a time; float32 tiles of them would spill registers, and
+those of B and C of more than WIDEST_STATE numbers leave no shared memory."""
+WIDEST_STATE = 128
+WIDEST_TILE, WIDEST_WALK, NARROWEST_WALK = 64, 64, 16
+"""Channels of a head that one program takes: all others, and those that go from chunk to chunk, at most and, where
+that spares segments, at least."""
 STATE_LAUNCH = {"num_warps": 4, "num_stages": 3}
-OUTPUT_LAUNCH = {"num_warps": 4, "num_stages": 1}
-GRADIENT_LAUNCH = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
-"""Three programs a multiprocessor; 100 bytes spilled cost less than the third one gains."""
-WIDE_GRADIENT_LAUNCH = GRADIENT_LAUNCH | {"maxnreg": 255}
-"""Of float32, and of programs that take turns, which would spill 400 bytes. Left to itself, the assembler can choose 32
-registers (Triton 3.6)."""
+OUTPUT_LAUNCH = {
+    1: {"num_warps": 4, "num_stages": 1, "maxnreg": 128},
+    2: {"num_warps": 4, "num_stages": 1, "maxnreg": 168},
+}
+"""By directions: four programs a multiprocessor, and three."""
+GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
+"""Left to itself, the assembler can choose 32 registers (Triton 3.6)."""
+GRADIENT_STAGES = {1: 3, 2: 2}
+"""Of loads, by directions, for states of up to 64 numbers: more take the shared memory of GPUs other than Hopper."""
+MATRIX_GRADIENT_LAUNCH = {"num_stages": 1, "maxnreg": 255}
 STEPS_A_PROGRAM = 512
 """Of the kernels that see step sizes only."""
 PROGRAMS_A_PROCESSOR = 2
 """Walks side by side."""
 FEWEST_CHUNKS = 4
 """Chunks a segment: in shorter ones, states that enter segments cost more than the waiting that they spare."""
-MOST_HEADS = {1: 1, 2: 4}
-"""By directions: heads that a program of the backward pass takes one after the other, and so leaves less to be added
-up, where enough programs remain."""
-FEWEST_PROGRAMS = 3
+MOST_HEADS = 8
+"""Heads that a program of the backward pass takes one after the other, which spares sums over them, where enough
+programs remain."""
+FEWEST_PROGRAMS = 1
 """Of the backward pass, a multiprocessor."""
-PREFETCHED = 2
-"""How many programs a multiprocessor later one of the backward pass prefetches for: while programs compute, little is
-read, and those that start together would all wait for memory."""
+GATE_ROWS = 64
+"""Positions that a program of `gate_gradient_kernel` takes."""
 PASS_NUMBERS = 512
 """Of a state that one program of `pass_kernel` takes."""
 SUM_ROWS, SUM_TERMS = 32, 256
@@ -100,19 +104,9 @@ class Plan:
         return self.batch * self.heads * self.tiles, self.chunks
 
     @functools.cached_property
-    def prefetches(self) -> bool:
-        """Whether a program of the backward pass asks for what a later one reads."""
-        return not self.takes_turns and self.tiles == 1 and self.tile["WHOLE"]
-
-    @functools.cached_property
-    def takes_turns(self) -> bool:
-        """Whether a program of the backward pass does several times what it does."""
-        return self.heads_a_program * self.directions > 1
-
-    @functools.cached_property
-    def heads_of_chunks(self) -> tuple[int, int]:
-        """Grid of the backward pass."""
-        return self.batch * self.heads // self.heads_a_program * self.tiles, self.chunks
+    def programs_a_chunk(self) -> int:
+        """Of the backward pass, for each row of the batch."""
+        return self.heads // self.heads_a_program * self.tiles
 
     @functools.cached_property
     def chunks_a_program(self) -> int:
@@ -124,8 +118,8 @@ class Plan:
         return self.rows, cdiv(self.chunks, self.chunks_a_program)
 
 
-def chunk_size(length: int, dtype: torch.dtype) -> int:
-    longest = LONGEST_WIDE_CHUNK if dtype == torch.float32 else LONGEST_CHUNK
+def chunk_size(length: int, state: int, dtype: torch.dtype) -> int:
+    longest = LONGEST_WIDE_CHUNK if dtype == torch.float32 or state > WIDEST_STATE else LONGEST_CHUNK
     return min(longest, max(16, next_power_of_2(length)))
 
 
@@ -133,7 +127,7 @@ def plan(x: Tensor, B: Tensor, directions: int, *, backward: bool = False) -> Pl
     """How the pass over these tensors is cut."""
     # the sizes that torch.compile leaves open are decided here
     batch, length, heads, width, groups, state = map(int, (*x.shape, *B.shape[2:]))
-    Q = chunk_size(length, x.dtype)
+    Q = chunk_size(length, state, x.dtype)
     return planned(
         batch, length, heads, width, groups // directions, state, directions, Q, backward, processors(x.device)
     )  # fmt: skip
@@ -146,16 +140,20 @@ def planned(
 ) -> Plan:  # fmt: skip
     """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     BN = max(16, next_power_of_2(state))
-    widest = max(16, min(WIDEST_TILE, LARGEST_STATE_TILE // BN)) if backward else WIDEST_TILE
-    BP, walk_BP = (min(most, max(16, next_power_of_2(width))) for most in (widest, WIDEST_WALK))
-    tiles, walk_tiles = cdiv(width, BP), cdiv(width, walk_BP)
+    BP, walk_BP = (min(most, max(16, next_power_of_2(width))) for most in (WIDEST_TILE, WIDEST_WALK))
+    if backward and BN > 64:
+        # narrower ones: ptxas 12.8, which Triton 3.6 brings, takes wrong addresses in shared memory
+        BP = WIDEST_TILE if BN <= WIDEST_STATE else 16
     chunks = cdiv(length, Q)
-    heads_a_program = math.gcd(heads // groups, MOST_HEADS[directions])
+    rows, wanted = max(1, directions * batch * heads), PROGRAMS_A_PROCESSOR * processors
+    if chunks >= 2 * FEWEST_CHUNKS:
+        narrower = (walk_BP // parts for parts in (1, 2, 4) if walk_BP // parts >= NARROWEST_WALK)
+        walk_BP = next((BP for BP in narrower if wanted // (rows * cdiv(width, BP)) == 1), walk_BP)
+    tiles, walk_tiles = cdiv(width, BP), cdiv(width, walk_BP)
+    heads_a_program = math.gcd(heads // groups, MOST_HEADS)
     while heads_a_program > 1 and batch * heads // heads_a_program * tiles * chunks < FEWEST_PROGRAMS * processors:
         heads_a_program //= 2
-    programs = directions * batch * heads * walk_tiles
-    wanted = max(1, PROGRAMS_A_PROCESSOR * processors // max(1, programs))
-    segments = max(1, min(wanted, chunks // FEWEST_CHUNKS))
+    segments = max(1, min(wanted // (rows * walk_tiles), chunks // FEWEST_CHUNKS))
     chunks_a_segment = cdiv(chunks, segments)
     segments = cdiv(chunks, chunks_a_segment)
     return Plan(
@@ -214,15 +212,15 @@ def forward(
     exact = x.dtype == torch.float32
     with device_of(x):
         steps = summed_steps(dt, A, bias, lengths, softplus, reverse, cut, exact)
-        states = entering_states(x, B, None, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
+        states = entering_states(x, B, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
         kernels().output_kernel[cut.all_chunks](
             x, B, C, D, z, lengths, steps, *states, y, ungated,
             cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
             *states.in_segments(cut.chunks), cut.chunks, scale, *strides(x), *strides(B), *strides(C), *strides(z),
-            DIRECTIONS=directions, REVERSE=reverse, HAS_D=D is not None, HAS_Z=z is not None,
+            DIRECTIONS=directions, REVERSE=reverse and directions == 1, HAS_D=D is not None, HAS_Z=z is not None,
             HAS_LENGTHS=lengths is not None, HAS_STATES=states.of_chunks.numel() > 0,
             SEGMENTS=states.of_segments.numel() > 0, KEEP=keep, DOT=dot, PRECISION=precision, EXACT=exact,
-            **cut.tile, **OUTPUT_LAUNCH,
+            **cut.tile, **OUTPUT_LAUNCH[directions],
         )  # fmt: skip
     if not keep:
         steps, states = steps.new_empty(0), no_states(x)
@@ -254,8 +252,8 @@ def summed_steps(
 
 
 def entering_states(
-    v: Tensor, K: Tensor, z: Tensor | None, lengths: Tensor | None, steps: Tensor, start: Tensor | None,
-    last: Tensor, reverse: bool, scale: float, cut: Plan, exact: bool, backward: bool,
+    v: Tensor, K: Tensor, lengths: Tensor | None, steps: Tensor, start: Tensor | None, last: Tensor,
+    reverse: bool, scale: float, cut: Plan, exact: bool, backward: bool,
 ) -> States:  # fmt: skip
     """What enters each chunk, rounded copies of what is walked in float32, and in `last`, unless that is empty, the
     state after all of them; `backward`: its gradient, from the other end. Nothing is walked that nobody needs."""
@@ -272,10 +270,10 @@ def entering_states(
     # segments are walked from nothing
     walked_from = None if several else start
     kernels().state_kernel[cut.walks](
-        v, K, z, lengths, steps, walked_from, of_chunks, after, passed, left,
+        v, K, lengths, steps, walked_from, of_chunks, after, passed, left,
         cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.walk_tiles, cut.heads // cut.groups,
-        cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K), *strides(z),
-        REVERSE=reverse, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None, HAS_START=walked_from is not None,
+        cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K),
+        REVERSE=reverse, HAS_LENGTHS=lengths is not None, HAS_START=walked_from is not None,
         BACKWARD=backward, RETURN_AFTER=after is not None, SEGMENTS=several, DOT=dot, PRECISION=precision,
         EXACT=exact, **cut.walk_tile, **STATE_LAUNCH,
     )  # fmt: skip
@@ -291,9 +289,14 @@ def entering_states(
     return States(of_chunks, of_segments, passed) if enters else no_states(v)
 
 
-def prefetched_programs(device: torch.device) -> int:
-    """For how many programs later one of the backward pass prefetches; 0 where nothing is known of prefetching."""
-    return PREFETCHED * processors(device) if device.type == "cuda" and torch.version.hip is None else 0
+def ungated_gradient(dy: Tensor, z: Tensor, ungated: Tensor, lengths: Tensor | None, dz: Tensor, cut: Plan) -> Tensor:
+    """The gradient of the output before the gate, and that of the gate in `dz`: `gate_gradient_kernel`."""
+    G = torch.empty_like(ungated)
+    kernels().gate_gradient_kernel[(cut.batch * cut.heads, cdiv(cut.length, GATE_ROWS))](
+        z, ungated, lengths, dy, dz, G, cut.length, cut.heads, cut.width, *strides(z), *strides(dy), apart(dz),
+        HAS_LENGTHS=lengths is not None, ROWS=GATE_ROWS, BP=next_power_of_2(cut.width), num_warps=4,
+    )  # fmt: skip
+    return G
 
 
 class Gradients(NamedTuple):
@@ -339,44 +342,55 @@ def backward_into(
     cut = plan(x, B, directions, backward=True)
     (dy,) = dense_rows(dy)
     dx, ddt, dB, dC, dz = into
+    groups, positions = directions * cut.groups, cut.batch * cut.length
     partials = cut.heads // cut.groups // cut.heads_a_program * cut.tiles
-    matrices = x.new_empty((2, cut.batch, cut.length, directions * cut.groups, partials, cut.state))
+    # of one program each, dB and dC need no sums
+    matrices = x.new_empty((2, positions, groups, partials, cut.state) if partials > 1 else 0)
+    to_B, to_C = matrices.unbind() if partials > 1 else (dB, dC)
+    of_matrices = (groups * partials * cut.state,) * 2 if partials > 1 else (apart(dB), apart(dC))
     state = (cut.batch, cut.heads, cut.state, cut.width)
     dstart = x.new_empty(state if return_dstart else 0, dtype=torch.float32)
-    dsteps = steps.new_empty((5, cut.tiles, cut.rows, cut.chunks, cut.Q))
-    dwhole = steps.new_empty((2, cut.tiles, directions, cut.batch, cut.heads, cut.chunks))
+    dproducts = x.new_empty((directions, cut.batch, cut.chunks, cut.programs_a_chunk, cut.Q, cut.Q))
+    dsteps = steps.new_empty((cut.tiles, cut.rows, cut.chunks, cut.Q, 4))
+    taken = steps.new_empty((cut.tiles, cut.rows, cut.chunks, cut.Q))
+    kept = steps.new_empty((cut.tiles, cut.rows, cut.chunks))
     sums = steps.new_empty((3, directions, cut.heads, cut.batch, cut.all_steps[1]))
     totals = steps.new_empty((3, directions, cut.heads))
     dot, precision = dot_type(x.dtype)
     exact = x.dtype == torch.float32
     with device_of(x):
-        dstates = entering_states(dy, C, z, lengths, steps, dlast, dstart, reverse, scale, cut, exact, True)
+        G = dy if z is None else ungated_gradient(dy, z, ungated, lengths, dz, cut)
+        dstates = entering_states(G, C, lengths, steps, dlast, dstart, reverse, scale, cut, exact, True)
         entered = {"HAS_STATES": states.of_chunks.numel() > 0, "HAS_DSTATES": dstates.of_chunks.numel() > 0}
-        kernels().gradient_kernel[cut.heads_of_chunks](
-            x, B, C, D, z, lengths, steps, *states, *dstates, ungated, dy,
-            dx, *matrices.unbind(), dz, dsteps, dwhole,
-            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
-            *states.in_segments(cut.chunks), *dstates.in_segments(cut.chunks), cut.chunks,
-            scale, *strides(x), *strides(B), *strides(C), *strides(z), *strides(dy), apart(dx),
-            apart(dz) if z is not None else 0,
-            DIRECTIONS=directions, REVERSE=reverse,
-            HAS_D=D is not None, HAS_Z=z is not None, HAS_LENGTHS=lengths is not None,
-            SEGMENTS=states.of_segments.numel() > 0, DSEGMENTS=dstates.of_segments.numel() > 0, DOT=dot,
-            PRECISION=precision, EXACT=exact, HEADS=cut.heads_a_program,
-            AHEAD=prefetched_programs(x.device) if cut.prefetches else 0,
-            **entered, **cut.tile,
-            **(WIDE_GRADIENT_LAUNCH if exact or cut.takes_turns else GRADIENT_LAUNCH),
+        sizes = (cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups)
+        apart_by = (*strides(x), *strides(B), *strides(C), *strides(G))
+        options = {
+            "DIRECTIONS": directions, "REVERSE": reverse and directions == 1, "HAS_LENGTHS": lengths is not None,
+            "DSEGMENTS": dstates.of_segments.numel() > 0, "HEADS": cut.heads_a_program, "DOT": dot,
+            "PRECISION": precision, "EXACT": exact, **cut.tile,
+        }  # fmt: skip
+        kernels().gradient_kernel[(cut.batch * cut.programs_a_chunk, cut.chunks)](
+            x, B, C, D, lengths, steps, *dstates, G, dx, dproducts, dsteps,
+            *sizes, *dstates.in_segments(cut.chunks), cut.chunks, scale, *apart_by, apart(dx),
+            HAS_D=D is not None, HAS_DSTATES=entered["HAS_DSTATES"], **options, **GRADIENT_LAUNCH,
+            num_stages=GRADIENT_STAGES[directions] if cut.BN <= 64 else 1,
+        )  # fmt: skip
+        kernels().matrix_gradient_kernel[(cut.batch * cut.programs_a_chunk * directions, cut.chunks)](
+            x, B, C, lengths, steps, *states, *dstates, G, dproducts, to_B, to_C, taken, kept,
+            *sizes, *states.in_segments(cut.chunks), *dstates.in_segments(cut.chunks), cut.chunks, scale,
+            *apart_by, *of_matrices,
+            SEGMENTS=states.of_segments.numel() > 0, **entered, **options, **MATRIX_GRADIENT_LAUNCH,
+            num_warps=4 if cut.BN <= 64 else 8,
         )  # fmt: skip
         kernels().step_gradient_kernel[cut.all_steps](
-            dt, A, bias, lengths, steps, dsteps, dwhole, ddt, sums,
+            dt, A, bias, lengths, steps, dsteps, taken, kept, ddt, sums,
             cut.batch, cut.length, cut.heads, cut.tiles, cut.chunks, *strides(dt), apart(ddt),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None,
             Q=cut.Q, CHUNKS=cut.chunks_a_program, num_warps=4, **entered,
         )  # fmt: skip
-        groups, positions = directions * cut.groups, cut.batch * cut.length
-        programs = 2 * cdiv(positions * groups, SUM_ROWS) + totals.numel()
-        kernels().sum_kernel[(programs,)](
-            matrices, dB, dC, sums, totals, positions, groups, cut.state, cut.batch * cut.all_steps[1],
+        summed = positions * groups if partials > 1 else 0
+        kernels().sum_kernel[(2 * cdiv(summed, SUM_ROWS) + totals.numel(),)](
+            matrices, dB, dC, sums, totals, summed // groups, groups, cut.state, cut.batch * cut.all_steps[1],
             apart(dB), dB.stride(2), PARTIALS=partials, ROWS=SUM_ROWS, BN=next_power_of_2(cut.state), BLOCK=SUM_TERMS,
             num_warps=4,
         )  # fmt: skip
