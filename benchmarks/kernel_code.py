@@ -174,7 +174,7 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         # gate, x, B and C of two directions, their step sizes
         return convolved_ssd_triton.convolved_ssd_triton(
             new(32, 512, 2 * 512 + 4 * 64 + 16), wide(512 + 4 * 64, 5), wide(512 + 4 * 64), wide(16), wide(8), wide(16),
-            None, 8, 64, 0.5,
+            wide(512), None, 8, 64, 0.5, 1e-5,
         )  # fmt: skip
 
     def outer() -> Tensor:
@@ -213,7 +213,7 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     yield "ssd, both directions, states of 128", lambda: heads(2, length=128, batch=3, state=128)
     yield "depthwise_conv1d", convolution
     yield "convolved_bidirectional_ssd", layer
-    yield "rms_norm", lambda: norm_triton.rms_norm_triton(new(32, 512, 256), wide(256), 1e-5)
+    yield "rms_norm", lambda: norm_triton.rms_norm_triton(new(32, 512, 256), wide(256), None, 1e-5)
     yield "outer_and_norm", outer
     yield "norm_and_heads", pair_heads
     yield "gated_convolution, after the convolution", gated

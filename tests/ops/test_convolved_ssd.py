@@ -30,12 +30,13 @@ def inputs(length: int, *, batch: int = 2) -> dict[str, torch.Tensor]:
         "A": -normal(2 * HEADS).exp(),
         "D": normal(HEADS),
         "dt_bias": normal(2 * HEADS),
+        "gain": normal(HEADS * WIDTH),
     }
 
 
 def outputs_and_gradients(tensors: dict[str, torch.Tensor], dtype: torch.dtype, **options) -> dict[str, torch.Tensor]:
     leaves = {name: tensor.detach().to(dtype, copy=True).requires_grad_() for name, tensor in tensors.items()}
-    missing = dict.fromkeys({"bias", "D", "dt_bias"} - leaves.keys())
+    missing = dict.fromkeys({"bias", "D", "dt_bias", "gain"} - leaves.keys())
     y = convolved_bidirectional_ssd(**leaves, **missing, heads=HEADS, d_state=STATE, **options)
     (y * torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)).sum().backward()
     return {"y": y} | {f"d{name}": leaf.grad for name, leaf in leaves.items()}
@@ -64,16 +65,24 @@ def test_parts_one_by_one(merge, gated):
         merge=merge,
         backend="reference",
     )
-    got = convolved_bidirectional_ssd(**t, heads=HEADS, d_state=STATE, lengths=lengths, merge=merge, gated=gated)
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    gain = t.pop("gain").repeat(2 if merge == "concat" else 1)
+    options = dict(heads=HEADS, d_state=STATE, lengths=lengths, merge=merge, gated=gated)
+    torch.testing.assert_close(convolved_bidirectional_ssd(**t, **options), expected, rtol=1e-10, atol=1e-10)
+    channels = expected.flatten(2)
+    normed = channels / (channels.square().mean(-1, keepdim=True) + 1e-3).sqrt() * gain
+    got = convolved_bidirectional_ssd(**t, **options, gain=gain, eps=1e-3)
+    torch.testing.assert_close(got, normed.view_as(got), rtol=1e-10, atol=1e-10)
 
 
 @kernels
 @pytest.mark.parametrize("length", [1, 2, 17, 40])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "lengths"])
-def test_kernels_equal_plain(length, ragged):
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
+def test_kernels_equal_plain(length, ragged, normed):
     options = dict(lengths=torch.tensor([length, length // 2]) if ragged else None)
     tensors = inputs(length)
+    if not normed:
+        del tensors["gain"]
     expected = outputs_and_gradients(tensors, torch.float64, backend="plain", **options)
     # whatever a kernel does not write stays NaN
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -92,7 +101,7 @@ def test_kernels_equal_plain(length, ragged):
 
 @kernels
 def test_kernels_without_optional_inputs_and_merged_by_sum():
-    tensors = {name: tensor for name, tensor in inputs(7).items() if name not in ("bias", "D", "dt_bias")}
+    tensors = {name: tensor for name, tensor in inputs(7).items() if name not in ("bias", "D", "dt_bias", "gain")}
     options = dict(merge="sum")
     expected = outputs_and_gradients(tensors, torch.float64, backend="plain", **options)
     got = outputs_and_gradients(tensors, torch.float32, backend="triton", **options)
@@ -107,12 +116,14 @@ def test_operators_for_compilers():
     from ribonanzamamba.ops import convolved_ssd_triton as module
 
     t = {name: tensor.float() for name, tensor in inputs(9).items()}
-    shared = (*t.values(), torch.tensor([9, 4]))
-    options = (HEADS, STATE, 0.5)
+    options = (HEADS, STATE, 0.5, 1e-5)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(module.forward_operator, (*shared, *options, True), test_utils=tests)
-    y, *kept = module.forward_operator(*shared, *options, True)
-    torch.library.opcheck(module.backward_operator, (y, *shared, *kept, *options), test_utils=tests)
+    for gain in (t.pop("gain"), None):
+        shared = (*t.values(), gain, torch.tensor([9, 4]))
+        for keep in (False, True):
+            torch.library.opcheck(module.forward_operator, (*shared, *options, keep), test_utils=tests)
+        y, *kept = module.forward_operator(*shared, *options, True)
+        torch.library.opcheck(module.backward_operator, (y, *shared, *kept, *options), test_utils=tests)
 
 
 @pytest.mark.parametrize(("name", "change"), [("heads", 1), ("heads", 3), ("d_state", 4), ("d_state", 9)])
@@ -130,6 +141,8 @@ def test_refuses_unknown_options():
         convolved_bidirectional_ssd(**t, heads=HEADS, d_state=STATE, merge="gate")
     with pytest.raises(ValueError, match="backend: expected one of"):
         convolved_bidirectional_ssd(**t, heads=HEADS, d_state=STATE, backend="chunked")
+    with pytest.raises(ValueError, match=r"gain: expected \(12,\), got \(6,\)"):
+        convolved_bidirectional_ssd(**t, heads=HEADS, d_state=STATE, merge="concat")
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiled kernels need a CUDA GPU")
@@ -147,6 +160,7 @@ def usual_inputs(length: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         "A": -1 - 15 * torch.rand(8, generator=g),
         "D": torch.randn(4, generator=g),
         "dt_bias": torch.randn(8, generator=g) - 4,
+        "gain": torch.randn(256, generator=g),
     }
     wide = torch.promote_types(dtype, torch.float32)
     return {
@@ -182,7 +196,7 @@ def test_error_on_a_gpu(length, ragged):
     # few numbers, sums of terms that cancel: 1e-4 as in test_triton_gpu.py, where bfloat16 is held to several draws
     for key, error in errors["float32"].items():
         assert error <= (1e-4 if key in ("A", "D", "dt_bias") else 2e-5), f"{key}: {error:.1e}"
-    for key in ("y", "projected", "weight", "bias"):
+    for key in ("y", "projected", "weight", "bias", "gain"):
         assert errors["bfloat16"][key] <= max(2 * errors["plain"][key], 2e-3), (key, errors)
 
 
@@ -197,8 +211,9 @@ def test_twice_gives_the_same_bits():
 def test_compiles_as_one_graph():
     leaves = usual_inputs(100, torch.bfloat16)
 
-    def loss(projected, weight, bias, A, D, dt_bias):
-        return convolved_bidirectional_ssd(projected, weight, bias, A, D, dt_bias, **USUAL).float().square().sum()
+    def loss(projected, weight, bias, A, D, dt_bias, gain):
+        y = convolved_bidirectional_ssd(projected, weight, bias, A, D, dt_bias, gain=gain, **USUAL)
+        return y.float().square().sum()
 
     expected = torch.autograd.grad(loss(*leaves.values()), tuple(leaves.values()))
     got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves.values()), tuple(leaves.values()))

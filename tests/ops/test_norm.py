@@ -184,5 +184,49 @@ def test_operators_for_compilers(layout):
 
     x, gain, weight = example(2, 5, 3, 16, dtype=torch.float32)
     x, tests = LAYOUTS[layout](x), ("test_schema", "test_faketensor")
-    torch.library.opcheck(norm_triton.normalise_operator, (x, gain, EPS), test_utils=tests)
-    torch.library.opcheck(norm_triton.gradients_operator, (weight, x, gain, EPS), test_utils=tests)
+    for gate in (None, weight):
+        torch.library.opcheck(norm_triton.normalise_operator, (x, gain, gate, EPS), test_utils=tests)
+        torch.library.opcheck(norm_triton.gradients_operator, (weight, x, gain, gate, EPS), test_utils=tests)
+
+
+def gated_and_gradients(function, *leaves: Tensor) -> tuple[Tensor, ...]:
+    """Value and gradients of a function of x, gain and gate; the fourth is the gradient of the result."""
+    *leaves, weight = leaves
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    y = function(*leaves)
+    return y.detach(), *torch.autograd.grad(y, leaves, weight.to(y.dtype))
+
+
+@pytest.mark.parametrize("shape", [(5, 16), (2, 3, 5, 24)], ids=str)
+def test_plain_form_with_a_gate_equals_the_definition(shape):
+    x, gain, gate = normal(*shape), normal(shape[-1], seed=1), normal(*shape, seed=3)
+    expected = defined(x * gate / (1 + (-gate).exp()), gain)
+    torch.testing.assert_close(rms_norm(x, gain, EPS, gate=gate), expected, rtol=1e-12, atol=1e-12)
+    leaves = tuple(leaf.requires_grad_() for leaf in (x, gain, gate))
+    assert torch.autograd.gradcheck(lambda x, gain, gate: rms_norm(x, gain, EPS, gate=gate), leaves, fast_mode=True)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kernels_with_a_gate(layout, dtype):
+    dense, gain, weight = example(2, 5, 3, 24, dtype=dtype)
+    laid = LAYOUTS[layout](normal(2, 5, 3, 24, seed=3).to(dtype))
+    for x, gate in ((dense, laid), (laid, dense)):
+        expected = gated_and_gradients(
+            lambda x, gain, gate: rms_norm(x, gain, EPS, gate=gate),
+            *(tensor.double() for tensor in (x, gain, gate, weight)),
+        )
+        with nan_in_fresh_memory():
+            got = gated_and_gradients(
+                lambda x, gain, gate: rms_norm(x, gain, EPS, gate=gate, backend="triton"), x, gain, gate, weight
+            )
+        assert [tensor.dtype for tensor in got] == [dtype, dtype, gain.dtype, dtype]
+        for name, a, b in zip(("y", "dx", "dgain", "dgate"), got, expected, strict=True):
+            error = (a.double() - b).norm() / b.norm()
+            assert error <= (8e-3 if a.dtype == torch.bfloat16 else 2e-6), f"{name}: {error:.1e}"
+
+
+def test_a_gate_of_another_shape():
+    with pytest.raises(ValueError, match=r"gate: expected \(2, 8\) as x, got \(2, 1\)"):
+        rms_norm(torch.zeros(2, 8), torch.ones(8), EPS, gate=torch.zeros(2, 1))

@@ -344,6 +344,43 @@ def test_compiles_with_an_order_as_one_graph(kind):
         torch.testing.assert_close(results[1][name], expected, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("directions", [1, 2], ids=["one direction", "both"])
+@pytest.mark.parametrize("state", [64, 128])
+@pytest.mark.parametrize(("batch", "length"), [(32, 512), (8, 2048), (2, 8192)], ids=str)
+def test_ssd_at_the_sizes_of_layers(batch, length, state, directions):
+    """Launches that short sequences of small batches do not see: several heads a program, narrow walks, segments."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+
+    def normal(*size: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+        # whatever dtype the operator takes, the same numbers
+        return (torch.randn(size, device=DEVICE, generator=generator) * scale + mean).bfloat16().float()
+
+    heads = 8 * directions
+    tensors = {
+        "x": normal(batch, length, 8, 64),
+        "dt": normal(batch, length, heads, scale=0.5),
+        "A": -1 - 15 * torch.rand(heads, device=DEVICE, generator=generator),
+        "B": normal(batch, length, directions, state),
+        "C": normal(batch, length, directions, state),
+        "D": normal(8),
+        "dt_bias": normal(heads, mean=-4.0),
+    }
+    function = ops.ssd if directions == 1 else ops.bidirectional_ssd
+    results = {}
+    for dtype, backend in ((torch.float32, "chunked"), (torch.bfloat16, KERNELS), (torch.bfloat16, "chunked")):
+        leaves = {
+            name: tensor.to(dtype if name in ALONG else torch.float32).detach().clone().requires_grad_()
+            for name, tensor in tensors.items()
+        }
+        results[dtype, backend] = gradients_of(functools.partial(function, dt_softplus=True, backend=backend), leaves)
+    exact = results[torch.float32, "chunked"]
+    kernels, plain = (relative_errors(results[torch.bfloat16, backend], exact) for backend in (KERNELS, "chunked"))
+    for name in ("y", "x", "dt", "B", "C"):
+        assert kernels[name] <= max(2 * plain[name], ONE_ROUNDING[torch.bfloat16]), (name, kernels, plain)
+    for name in SUMMED:
+        assert kernels[name] <= max(2 * plain[name], 2 * ONE_ROUNDING[torch.bfloat16]), (name, kernels, plain)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("length", [12, 100, 1000])
 @pytest.mark.parametrize("function", [*OPERATORS, *BIDIRECTIONAL.values()])
@@ -663,8 +700,24 @@ def test_operators_of_the_norm_for_compilers(layout):
     x, gain, dy = norm_inputs(2, 50, 4, 32, dtype=torch.float32)
     x = NORM_LAYOUTS[layout](x)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(norm_triton.normalise_operator, (x, gain, EPS), test_utils=tests)
-    torch.library.opcheck(norm_triton.gradients_operator, (dy, x, gain, EPS), test_utils=tests)
+    for gate in (None, dy):
+        torch.library.opcheck(norm_triton.normalise_operator, (x, gain, gate, EPS), test_utils=tests)
+        torch.library.opcheck(norm_triton.gradients_operator, (dy, x, gain, gate, EPS), test_utils=tests)
+
+
+@pytest.mark.parametrize("layout", NORM_LAYOUTS)
+@pytest.mark.parametrize("width", [24, 64, 512])
+def test_gated_norm_error(width, layout):
+    x, gain, dy = norm_inputs(2, 50, 4, width, dtype=torch.float32)
+    gate = NORM_LAYOUTS[layout](x.flip(-1))
+
+    def results(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        leaves = [leaf.to(dtype).detach().requires_grad_() for leaf in (x, gain, gate)]
+        y = ops.rms_norm(leaves[0], leaves[1], EPS, gate=leaves[2], backend=backend)
+        return [y, *torch.autograd.grad(y, leaves, dy.to(dtype))]
+
+    for got, exact in zip(results(torch.float32, KERNELS), results(torch.float64, "plain"), strict=True):
+        assert (got.double() - exact).norm() <= FLOAT32_ERROR * exact.norm()
 
 
 def test_norm_in_a_recorded_graph():

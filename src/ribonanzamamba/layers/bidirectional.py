@@ -61,7 +61,7 @@ class BiMamba(nn.Module):
         self, x: Float[Tensor, "batch length width"], lengths: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch length width"]:
         projected = self.in_proj(x)
-        # one gate for both directions: the kernel that merges them takes it too
+        # one gate for both directions: gated and normalised with what merges them
         gated = self.merge in ("mean", "sum")
         # step sizes and decays in float32 under autocast, in float64 where all is
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -77,6 +77,8 @@ class BiMamba(nn.Module):
             lengths=lengths,
             merge="concat" if self.merge_gate is not None else self.merge,
             gated=gated,
+            gain=self.norm.weight if gated else None,
+            eps=self.norm.eps,
         )
         if self.merge_gate is not None:
             left, right = y.chunk(2, dim=2)
@@ -85,9 +87,9 @@ class BiMamba(nn.Module):
         y = rearrange(y, "b l h p -> b l (h p)")
         if not gated:
             z = projected[..., : self.d_inner]
-            y = y * F.silu(torch.cat([z, z], dim=-1) if self.merge == "concat" else z)
+            y = self.norm(y * F.silu(torch.cat([z, z], dim=-1) if self.merge == "concat" else z))
         # where the recurrence returns 0, so does all that follows
-        return self.out_proj(self.norm(y))
+        return self.out_proj(y)
 
 
 class BiMamba1(KeepsWide):

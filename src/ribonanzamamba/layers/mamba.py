@@ -260,9 +260,9 @@ class GatedRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, y: Float[Tensor, "*axes width"], z: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
-        gated = rearrange(y * F.silu(z), "... (g c) -> ... g c", g=self.groups)
         if self.groups == 1:
-            return rms_norm(gated[..., 0, :], self.weight, EPS)
+            return rms_norm(y, self.weight, EPS, gate=z)
+        gated = rearrange(y * F.silu(z), "... (g c) -> ... g c", g=self.groups)
         return plain_rms_norm(gated, self.weight.reshape(self.groups, -1), EPS).flatten(-2)
 
 

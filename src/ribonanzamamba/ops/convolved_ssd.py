@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ribonanzamamba.ops.backend import choose
 from ribonanzamamba.ops.depthwise_conv import depthwise_conv1d
+from ribonanzamamba.ops.norm import rms_norm
 from ribonanzamamba.ops.ssd import MERGES, bidirectional_ssd
 
 BACKENDS = ("auto", "triton", "plain")
@@ -23,9 +24,12 @@ def convolved_bidirectional_ssd(
     lengths: Tensor | None = None,
     merge: str = "mean",
     gated: bool = True,
+    gain: Tensor | None = None,
+    eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """`bidirectional_ssd` with softplus of x, B and C that a centred short convolution and silu made of a projection.
+    """`bidirectional_ssd` with softplus of x, B and C that a centred short convolution and silu made of a projection,
+    and, with a gain, `rms_norm` of the result.
 
     Args:
         projected: (b, l, 2 d + 4 n + 2 h) for h heads in d channels and states of size n: the gate z (d), then what is
@@ -33,6 +37,7 @@ def convolved_bidirectional_ssd(
         direction from left to right. weight: (d + 4 n, taps). bias: (d + 4 n,).
         A, dt_bias: (2 h,). D: (h,).
         lengths, merge: as in `bidirectional_ssd`. gated: whether z counts.
+        gain, eps: as in `rms_norm`, over the channels of all heads: (d,), or (2 d,) for "concat".
         backend: "auto" (Triton kernels for tensors on a GPU that read and write their parts of the wide tensors where
         these are; "plain" elsewhere), "triton" or "plain".
 
@@ -55,17 +60,22 @@ def convolved_bidirectional_ssd(
         raise ValueError(
             f"expected weight ({channels}, taps) and A ({2 * heads},), got {tuple(weight.shape)} and {tuple(A.shape)}"
         )
+    outputs = width * (2 if merge == "concat" else 1)
+    if gain is not None and gain.shape != (outputs,):
+        raise ValueError(f"gain: expected ({outputs},), got {tuple(gain.shape)}")
     chosen = choose(backend, "plain", BACKENDS, projected.device, projected.dtype, d_state).backend
     if chosen == "triton" and merge != "concat" and gated and projected.numel():
         from ribonanzamamba.ops.convolved_ssd_triton import convolved_ssd_triton
 
         scale = 0.5 if merge == "mean" else 1.0
-        return convolved_ssd_triton(projected, weight, bias, A, D, dt_bias, lengths, heads, d_state, scale)
+        return convolved_ssd_triton(
+            projected, weight, bias, A, D, dt_bias, gain, lengths, heads, d_state, scale, eps
+        )  # fmt: skip
     convolution, recurrence = ("triton", "triton") if chosen == "triton" else ("shifted", "chunked")
     z, mixed, dt = cut_projected(projected, heads, d_state)
     mixed = depthwise_conv1d(mixed, weight, bias, activation="silu", lengths=lengths, backend=convolution)
     x, B, C = cut_mixed(mixed, heads, d_state)
-    return bidirectional_ssd(
+    y = bidirectional_ssd(
         x,
         dt,
         A,
@@ -79,6 +89,9 @@ def convolved_bidirectional_ssd(
         merge=merge,
         backend=recurrence,
     )
+    if gain is None:
+        return y
+    return rms_norm(y.flatten(2), gain, eps, backend="triton" if chosen == "triton" else "plain").view_as(y)
 
 
 def inner_width(projected: Tensor, heads: int, d_state: int) -> int:
