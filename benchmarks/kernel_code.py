@@ -156,12 +156,12 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         )[0]  # fmt: skip
 
     def heads(
-        directions: int = 1, gate: bool = False, length: int = 512, batch: int = 32, state: int = 64
+        directions: int = 1, gate: bool = False, length: int = 512, batch: int = 32, state: int = 64, width: int = 64
     ) -> Tensor:  # fmt: skip
-        z = new(batch, length, 8, 64) if gate else None
+        z = new(batch, length, 8, width) if gate else None
         B, C = (new(batch, length, directions, state) for _ in "BC")
         return ssd_triton.ssd_triton(
-            new(batch, length, 8, 64), new(batch, length, directions * 8), wide(directions * 8), B, C, wide(8), z,
+            new(batch, length, 8, width), new(batch, length, directions * 8), wide(directions * 8), B, C, wide(8), z,
             wide(directions * 8), dt_softplus=True, directions=directions,
         )[0]  # fmt: skip
 
@@ -211,6 +211,8 @@ def operators(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     yield "ssd, 2 x 8192", lambda: heads(length=8192, batch=2)
     yield "ssd, states of 128", lambda: heads(length=128, batch=3, state=128)
     yield "ssd, both directions, states of 128", lambda: heads(2, length=128, batch=3, state=128)
+    yield "ssd, heads of 32", lambda: heads(width=32)
+    yield "ssd, both directions, heads of 32", lambda: heads(2, width=32)
     yield "depthwise_conv1d", convolution
     yield "convolved_bidirectional_ssd", layer
     yield "rms_norm", lambda: norm_triton.rms_norm_triton(new(32, 512, 256), wide(256), None, 1e-5)

@@ -2,11 +2,12 @@
 
 `step_kernel` makes step sizes and summed log decays of what layers give. `state_kernel` walks the chunks of one head
 with the state in registers and keeps the one that enters each chunk; given the gradient of y and C instead of x and B,
-it walks the other way and keeps gradients of states. Then all chunks are independent: `output_kernel` and
-`gradient_kernel` take one chunk of one head a program, and `step_gradient_kernel` turns gradients of sums into those of
-dt. A long sequence of few heads is walked in segments side by side, each from nothing; `pass_kernel` then finds the
-states that enter segments, and who takes a chunk adds what is left of that of its segment. `sum_kernel` adds up what
-programs left apart. `README.md` derives both passes.
+it walks the other way and keeps gradients of states. Then all chunks are independent: a program of `output_kernel`,
+`gradient_kernel` or `matrix_gradient_kernel` takes one chunk, of one head or several that share B and C, and
+`step_gradient_kernel` turns gradients of sums into those of dt. `gate_gradient_kernel` comes before all of these. A
+long sequence of few heads is walked in segments side by side, each from nothing; `pass_kernel` then finds the states
+that enter segments, and who takes a chunk adds what is left of that of its segment. `sum_kernel` adds up what programs
+left apart. `README.md` derives both passes.
 
 Chunks lie in memory order in both directions: a reversed one sums its log decays from the other end and is masked the
 other way, so that no tensor is ever flipped and two directions share what they load.
@@ -374,15 +375,17 @@ def output_kernel(
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, SEGMENTS: tl.constexpr, KEEP: tl.constexpr,
-    Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
+    HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """y of one chunk of one head, `scale` times the sum of the directions; KEEP: also before the gate."""
+    """y of one chunk of HEADS heads of a group, one after the other, `scale` times the sum of the directions; KEEP:
+    also before the gate. Two directions have one matrix of steps, as in `gradient_kernel`."""
     program = tl.program_id(0)
     c = tl.program_id(1)
     tile = program % tiles
-    head = (program // tiles) % heads
-    b = (program // tiles // heads).to(tl.int64)
+    turns = heads // HEADS
+    first_head = (program // tiles) % turns * HEADS
+    b = (program // tiles // turns).to(tl.int64)
     length = L
     if HAS_LENGTHS:
         length = tl.load(lengths + b).to(tl.int32)
@@ -392,63 +395,66 @@ def output_kernel(
     p = tile * BP + tl.arange(0, BP)
     ok = q < length - c * Q
     present = c * Q < length
-    part = (tl.num_programs(0) // tiles * DIRECTIONS).to(tl.int64) * chunks * Q
+    inside = q < L - c * Q
+    groups = heads // heads_a_group
+    group = first_head // heads_a_group
+    one_direction = batch * heads
+    part = (one_direction * DIRECTIONS).to(tl.int64) * chunks * Q
     log_scale = tl.log2(scale)
-    row = b * heads + head
-    own = steps + (row * chunks + c) * Q
-    other_row = batch * heads + row
-    other = steps + (other_row * chunks + c) * Q
-    group = head // heads_a_group
     B += b * B_b + group * B_g + at * B_l
     C += b * C_b + group * C_g + at * C_l
-    # all loads first: one wait
-    sums = matrix_sums(own, other, part, q[None, :], q[:, None], DIRECTIONS, EXACT)
-    _, of_start, _, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
-    X = load_tile(x + b * x_b + head * x_h + at * x_l, x_l, q, ok, p, P, WHOLE, False).to(DOT)
+    x += b * x_b + at * x_l
     B_c = load_tile(B, B_l, q, ok, n, N, WHOLE).to(DOT)
     C_c = load_tile(C, C_l, q, ok, n, N, WHOLE).to(DOT)
-    if HAS_STATES:
-        h = load_entering(
-            states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
-            SEGMENTS, WHOLE, DOT,
-        )  # fmt: skip
-    skip = tl.zeros((Q,), dtype=tl.float32)
-    if HAS_D:
-        skip += tl.load(D + head).to(tl.float32)
-    if DIRECTIONS == 2:
-        d, other_of_start, _, _ = chunk_decays(other, part, q, 0, EXACT)
-        groups = heads // heads_a_group
-        other_B = load_tile(B + groups * B_g, B_l, q, ok, n, N, WHOLE).to(DOT)
-        other_C = load_tile(C + groups * C_g, C_l, q, ok, n, N, WHOLE).to(DOT)
-        if HAS_STATES:
-            other_h = load_entering(
-                states, entering, passed, other_row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
-                SEGMENTS, WHOLE, DOT,
-            )  # fmt: skip
-        # of a step to itself, in the other direction
-        skip += d * scale * tl.sum(other_B.to(tl.float32) * other_C.to(tl.float32), 1)
     # (to, from)
     products = tl.dot(C_c, tl.trans(B_c), input_precision=PRECISION)
     if DIRECTIONS == 2:
-        products = tl.where(
-            q[:, None] >= q[None, :], products, tl.dot(other_C, tl.trans(other_B), input_precision=PRECISION)
-        )  # fmt: skip
-    decay = left_between(sums, q[None, :], q[:, None], log_scale, DIRECTIONS, REVERSE, EXACT)
-    scores = (products * decay).to(DOT)
-    out = skip[:, None] * X.to(tl.float32)
-    if HAS_STATES:
-        out += tl.dot(C_c, h, input_precision=PRECISION) * (of_start * scale)[:, None]
+        other_B = load_tile(B + groups * B_g, B_l, q, ok, n, N, WHOLE).to(DOT)
+        other_C = load_tile(C + groups * C_g, C_l, q, ok, n, N, WHOLE).to(DOT)
+        other_products = tl.dot(other_C, tl.trans(other_B), input_precision=PRECISION)
+        on_diagonal = tl.sum(tl.where(q[:, None] == q[None, :], other_products, 0.0), 1) * scale
+        products = tl.where(q[:, None] >= q[None, :], products, other_products)
+    for turn in tl.range(HEADS, disable_licm=True):
+        head = first_head + turn
+        row = b * heads + head
+        other_row = one_direction + row
+        own, other = steps + (row * chunks + c) * Q, steps + (other_row * chunks + c) * Q
+        # all loads first: one wait
+        sums = matrix_sums(own, other, part, q[None, :], q[:, None], DIRECTIONS, EXACT)
+        _, of_start, _, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
+        X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE, False).to(DOT)
+        if HAS_STATES:
+            h = load_entering(
+                states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
+                SEGMENTS, WHOLE, DOT,
+            )  # fmt: skip
+            if DIRECTIONS == 2:
+                other_h = load_entering(
+                    states, entering, passed, other_row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
+                    SEGMENTS, WHOLE, DOT,
+                )  # fmt: skip
+        skip = tl.zeros((Q,), dtype=tl.float32)
+        if HAS_D:
+            skip += tl.load(D + head).to(tl.float32)
         if DIRECTIONS == 2:
-            out += tl.dot(other_C, other_h, input_precision=PRECISION) * (other_of_start * scale)[:, None]
-    out = tl.dot(scores, X, acc=out, input_precision=PRECISION)
-    y_l = heads * P
-    to = ((b * L + at) * heads + head) * P
-    inside = q < L - c * Q
-    if HAS_Z:
-        if KEEP:
-            store_tile(ungated + to, y_l, q, inside, p, P, out, WHOLE)
-        out *= silu(load_tile(z + b * z_b + head * z_h + at * z_l, z_l, q, ok, p, P, WHOLE).to(tl.float32))
-    store_tile(y + to, y_l, q, inside, p, P, out, WHOLE)
+            d, other_of_start, _, _ = chunk_decays(other, part, q, 0, EXACT)
+            skip += d * on_diagonal
+        decay = left_between(sums, q[None, :], q[:, None], log_scale, DIRECTIONS, REVERSE, EXACT)
+        scores = (products * decay).to(DOT)
+        out = skip[:, None] * X.to(tl.float32)
+        if HAS_STATES:
+            out += tl.dot(C_c, h, input_precision=PRECISION) * (of_start * scale)[:, None]
+            if DIRECTIONS == 2:
+                out += tl.dot(other_C, other_h, input_precision=PRECISION) * (other_of_start * scale)[:, None]
+        out = tl.dot(scores, X, acc=out, input_precision=PRECISION)
+        y_l = heads * P
+        to = ((b * L + at) * heads + head) * P
+        if HAS_Z:
+            if KEEP:
+                store_tile(ungated + to, y_l, q, inside, p, P, out, WHOLE)
+            Z = load_tile(z + b * z_b + head * z_h + at * z_l, z_l, q, ok, p, P, WHOLE).to(tl.float32)
+            out *= silu(Z)
+        store_tile(y + to, y_l, q, inside, p, P, out, WHOLE)
 
 
 @triton.jit

@@ -19,15 +19,14 @@ WIDEST_STATE = 128
 WIDEST_TILE, WIDEST_WALK, NARROWEST_WALK = 64, 64, 16
 """Channels of a head that one program takes: all others, and those that go from chunk to chunk, at most and, where
 that spares segments, at least."""
+LARGEST_STATE_TILE = 64 * 64
+"""Numbers of the state that one program of the backward pass takes where chunks are short."""
 STATE_LAUNCH = {"num_warps": 4, "num_stages": 3}
-OUTPUT_LAUNCH = {
-    1: {"num_warps": 4, "num_stages": 1, "maxnreg": 128},
-    2: {"num_warps": 4, "num_stages": 1, "maxnreg": 168},
-}
-"""By directions: four programs a multiprocessor, and three."""
+OUTPUT_LAUNCH = {1: {"num_warps": 4, "maxnreg": 128}, 2: {"num_warps": 4, "maxnreg": 255}}
+"""By directions: four programs a multiprocessor of one head each, and two of several."""
 GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
 """Left to itself, the assembler can choose 32 registers (Triton 3.6)."""
-GRADIENT_STAGES = {1: 3, 2: 2}
+OUTPUT_STAGES, GRADIENT_STAGES = {1: 1, 2: 3}, {1: 3, 2: 2}
 """Of loads, by directions, for states of up to 64 numbers: more take the shared memory of GPUs other than Hopper."""
 MATRIX_GRADIENT_LAUNCH = {"num_stages": 1, "maxnreg": 255}
 STEPS_A_PROGRAM = 512
@@ -37,10 +36,10 @@ PROGRAMS_A_PROCESSOR = 2
 FEWEST_CHUNKS = 4
 """Chunks a segment: in shorter ones, states that enter segments cost more than the waiting that they spare."""
 MOST_HEADS = 8
-"""Heads that a program of the backward pass takes one after the other, which spares sums over them, where enough
-programs remain."""
+"""Heads that a program takes one after the other, which share B C^T and its gradient, where enough programs remain; of
+one direction in the backward pass only."""
 FEWEST_PROGRAMS = 1
-"""Of the backward pass, a multiprocessor."""
+"""A multiprocessor, of several heads each."""
 GATE_ROWS = 64
 """Positions that a program of `gate_gradient_kernel` takes."""
 PASS_NUMBERS = 512
@@ -69,7 +68,7 @@ class Plan:
     BP: int
     tiles: int
     heads_a_program: int
-    """Of the backward pass: heads of one group."""
+    """Of what takes chunks by themselves: heads of one group."""
     walk_BP: int
     walk_tiles: int
     """BP and tiles of what goes from chunk to chunk."""
@@ -99,13 +98,8 @@ class Plan:
         return self.rows * self.walk_tiles, self.segments
 
     @functools.cached_property
-    def all_chunks(self) -> tuple[int, int]:
-        """Grid of what takes each chunk by itself."""
-        return self.batch * self.heads * self.tiles, self.chunks
-
-    @functools.cached_property
     def programs_a_chunk(self) -> int:
-        """Of the backward pass, for each row of the batch."""
+        """Of what takes chunks by themselves, for each row of the batch."""
         return self.heads // self.heads_a_program * self.tiles
 
     @functools.cached_property
@@ -141,16 +135,18 @@ def planned(
     """Tile and segment sizes: enough programs for the device, no more segments than it needs for that."""
     BN = max(16, next_power_of_2(state))
     BP, walk_BP = (min(most, max(16, next_power_of_2(width))) for most in (WIDEST_TILE, WIDEST_WALK))
-    if backward and BN > 64:
-        # narrower ones: ptxas 12.8, which Triton 3.6 brings, takes wrong addresses in shared memory
-        BP = WIDEST_TILE if BN <= WIDEST_STATE else 16
+    if Q == LONGEST_CHUNK:
+        # of narrower tiles of matrix units ptxas 12.8, which Triton 3.6 brings, can take wrong addresses
+        BP = WIDEST_TILE
+    elif backward and BN > 64:
+        BP = max(16, LARGEST_STATE_TILE // BN)
     chunks = cdiv(length, Q)
     rows, wanted = max(1, directions * batch * heads), PROGRAMS_A_PROCESSOR * processors
     if chunks >= 2 * FEWEST_CHUNKS:
         narrower = (walk_BP // parts for parts in (1, 2, 4) if walk_BP // parts >= NARROWEST_WALK)
         walk_BP = next((BP for BP in narrower if wanted // (rows * cdiv(width, BP)) == 1), walk_BP)
     tiles, walk_tiles = cdiv(width, BP), cdiv(width, walk_BP)
-    heads_a_program = math.gcd(heads // groups, MOST_HEADS)
+    heads_a_program = math.gcd(heads // groups, MOST_HEADS if backward or directions > 1 else 1)
     while heads_a_program > 1 and batch * heads // heads_a_program * tiles * chunks < FEWEST_PROGRAMS * processors:
         heads_a_program //= 2
     segments = max(1, min(wanted // (rows * walk_tiles), chunks // FEWEST_CHUNKS))
@@ -213,14 +209,15 @@ def forward(
     with device_of(x):
         steps = summed_steps(dt, A, bias, lengths, softplus, reverse, cut, exact)
         states = entering_states(x, B, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
-        kernels().output_kernel[cut.all_chunks](
+        kernels().output_kernel[(cut.batch * cut.programs_a_chunk, cut.chunks)](
             x, B, C, D, z, lengths, steps, *states, y, ungated,
             cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
             *states.in_segments(cut.chunks), cut.chunks, scale, *strides(x), *strides(B), *strides(C), *strides(z),
             DIRECTIONS=directions, REVERSE=reverse and directions == 1, HAS_D=D is not None, HAS_Z=z is not None,
             HAS_LENGTHS=lengths is not None, HAS_STATES=states.of_chunks.numel() > 0,
             SEGMENTS=states.of_segments.numel() > 0, KEEP=keep, DOT=dot, PRECISION=precision, EXACT=exact,
-            **cut.tile, **OUTPUT_LAUNCH[directions],
+            HEADS=cut.heads_a_program, **cut.tile, **OUTPUT_LAUNCH[directions],
+            num_stages=OUTPUT_STAGES[directions] if cut.BN <= 64 else 1,
         )  # fmt: skip
     if not keep:
         steps, states = steps.new_empty(0), no_states(x)
