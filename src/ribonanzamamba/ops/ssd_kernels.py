@@ -305,46 +305,33 @@ def pass_kernel(
 
 
 @triton.jit
-def matrix_sums(own, other, part, entered, seen, DIRECTIONS: tl.constexpr, EXACT: tl.constexpr):
-    """What `left_between` needs of the sums of one or two directions."""
+def matrix_sums(own, part, entered, seen, EXACT: tl.constexpr):
+    """What `left_between` needs of the sums of one direction."""
     entry, fine_entry, factor = load_entries(own, part, entered, EXACT)
     coarse, fine = load_sums(own, part, seen, EXACT)
-    other_entry, other_fine_entry, other_factor, other_coarse, other_fine = entry, fine_entry, factor, coarse, fine
-    if DIRECTIONS == 2:
-        other_entry, other_fine_entry, other_factor = load_entries(other, part, entered, EXACT)
-        other_coarse, other_fine = load_sums(other, part, seen, EXACT)
-    return (
-        entry,
-        fine_entry,
-        factor,
-        coarse,
-        fine,
-        other_entry,
-        other_fine_entry,
-        other_factor,
-        other_coarse,
-        other_fine,
-    )
+    return entry, fine_entry, factor, coarse, fine
 
 
 @triton.jit
-def left_between(sums, entered, seen, log_scale, DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, EXACT: tl.constexpr):
+def log_left(sums, log_scale, EXACT: tl.constexpr):
+    """Base-2 logs of what is left at some steps of what enters at others, and a factor of that."""
+    entry, fine_entry, factor, coarse, fine = sums
+    if EXACT:
+        return coarse - entry + (fine - fine_entry), factor * tl.exp2(log_scale)
+    # the scale is rounded with the sums
+    return coarse - (entry - log_scale), factor
+
+
+@triton.jit
+def left_between(
+    sums, other_sums, entered, seen, log_scale, DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, EXACT: tl.constexpr
+):  # fmt: skip
     """Times 2^log_scale, what is left at steps `seen` of what enters at steps `entered`: of one direction, 0 where the
     former come first; of two, of the one that leads there, and from a step to itself of the first."""
-    (entry, fine_entry, factor, coarse, fine, other_entry, other_fine_entry, other_factor, other_coarse, other_fine) = (
-        sums
-    )
     onward = seen >= entered
-    if EXACT:
-        between = coarse - entry + (fine - fine_entry)
-        other = other_coarse - other_entry + (other_fine - other_fine_entry)
-        factor = factor * tl.exp2(log_scale)
-        other_factor = other_factor * tl.exp2(log_scale)
-    else:
-        # rounded with the sums
-        between = coarse - (entry - log_scale)
-        other = other_coarse - (other_entry - log_scale)
+    between, factor = log_left(sums, log_scale, EXACT)
     if DIRECTIONS == 2:
+        other, other_factor = log_left(other_sums, log_scale, EXACT)
         decay = tl.exp2(tl.where(onward, between, other))
         if EXACT:
             decay *= tl.where(onward, factor, other_factor)
@@ -420,7 +407,10 @@ def output_kernel(
         other_row = one_direction + row
         own, other = steps + (row * chunks + c) * Q, steps + (other_row * chunks + c) * Q
         # all loads first: one wait
-        sums = matrix_sums(own, other, part, q[None, :], q[:, None], DIRECTIONS, EXACT)
+        sums = matrix_sums(own, part, q[None, :], q[:, None], EXACT)
+        other_sums = sums
+        if DIRECTIONS == 2:
+            other_sums = matrix_sums(other, part, q[None, :], q[:, None], EXACT)
         _, of_start, _, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
         X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE, False).to(DOT)
         if HAS_STATES:
@@ -439,7 +429,7 @@ def output_kernel(
         if DIRECTIONS == 2:
             d, other_of_start, _, _ = chunk_decays(other, part, q, 0, EXACT)
             skip += d * on_diagonal
-        decay = left_between(sums, q[None, :], q[:, None], log_scale, DIRECTIONS, REVERSE, EXACT)
+        decay = left_between(sums, other_sums, q[None, :], q[:, None], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = (products * decay).to(DOT)
         out = skip[:, None] * X.to(tl.float32)
         if HAS_STATES:
@@ -532,7 +522,10 @@ def gradient_kernel(
         other_chunk = chunk + one_direction.to(tl.int64) * chunks
         own, other = steps + chunk * Q, steps + other_chunk * Q
         # all loads first: one wait
-        sums = matrix_sums(own, other, part, q[:, None], q[None, :], DIRECTIONS, EXACT)
+        sums = matrix_sums(own, part, q[:, None], q[None, :], EXACT)
+        other_sums = sums
+        if DIRECTIONS == 2:
+            other_sums = matrix_sums(other, part, q[:, None], q[None, :], EXACT)
         d, _, to_end, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
         if DIRECTIONS == 2:
             other_d, _, other_to_end, _ = chunk_decays(other, part, q, 0, EXACT)
@@ -548,7 +541,7 @@ def gradient_kernel(
                     dstates, dentering, dpassed, one_direction + row, c, chunks, dchunks_a_segment, dsegments,
                     n, N, p, P, present, DSEGMENTS, WHOLE, DOT, True,
                 )  # fmt: skip
-        decay = left_between(sums, q[:, None], q[None, :], log_scale, DIRECTIONS, REVERSE, EXACT)
+        decay = left_between(sums, other_sums, q[:, None], q[None, :], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = products * decay
         dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
         dX = tl.dot(scores.to(DOT), G, input_precision=PRECISION)

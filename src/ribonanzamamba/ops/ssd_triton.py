@@ -16,6 +16,7 @@ LONGEST_CHUNK, LONGEST_WIDE_CHUNK = 64, 32
 """Positions a chunk: 64 rows are what a matrix unit takes at a time; float32 tiles of them would spill registers, and
 those of B and C of more than WIDEST_STATE numbers leave no shared memory."""
 WIDEST_STATE = 128
+"""Numbers of a state for each channel whose chunks are long."""
 WIDEST_TILE, WIDEST_WALK, NARROWEST_WALK = 64, 64, 16
 """Channels of a head that one program takes: all others, and those that go from chunk to chunk, at most and, where
 that spares segments, at least."""
@@ -29,6 +30,7 @@ GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
 OUTPUT_STAGES, GRADIENT_STAGES = {1: 1, 2: 3}, {1: 3, 2: 2}
 """Of loads, by directions, for states of up to 64 numbers: more take the shared memory of GPUs other than Hopper."""
 MATRIX_GRADIENT_LAUNCH = {"num_stages": 1, "maxnreg": 255}
+"""It waits for memory with any number of stages."""
 STEPS_A_PROGRAM = 512
 """Of the kernels that see step sizes only."""
 PROGRAMS_A_PROCESSOR = 2
