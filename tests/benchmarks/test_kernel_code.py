@@ -103,14 +103,11 @@ WRONG = """
         "another carry",
     ],
 )
-def test_finds_wrong_addresses(code, wrong):
+def test_finds_wrong_addresses(code, wrong, monkeypatch):
     spec = importlib.util.spec_from_file_location("kernel_code", PROGRAM)
     module = importlib.util.module_from_spec(spec)
-    interpreted = os.environ.get("TRITON_INTERPRET")
-    sys.modules["kernel_code"] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules["kernel_code"]
-        os.environ["TRITON_INTERPRET"] = interpreted or "0"
+    # it wants kernels compiled, the tests after this one do not
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setitem(sys.modules, "kernel_code", module)
+    spec.loader.exec_module(module)
     assert module.wrong_addresses(code.splitlines()) == wrong

@@ -355,6 +355,28 @@ def chunk_decays(own, part, q, last, EXACT: tl.constexpr):
     )
 
 
+@triton.jit
+def place_of_chunk(
+    program, c, lengths, L, heads, tiles,
+    HAS_LENGTHS: tl.constexpr, HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Where a program stands that takes chunk c of HEADS heads: tile of their width, programs for all heads of a tile,
+    first head, row of the batch, first position, steps q, numbers n of a state, channels p; which steps count, which
+    exist, and whether any counts."""
+    tile = program % tiles
+    turns = heads // HEADS
+    first_head = (program // tiles) % turns * HEADS
+    b = (program // tiles // turns).to(tl.int64)
+    length = L
+    if HAS_LENGTHS:
+        length = tl.load(lengths + b).to(tl.int32)
+    q = tl.arange(0, Q)
+    p = tile * BP + tl.arange(0, BP)
+    at = (c * Q).to(tl.int64)
+    ok = q < length - c * Q
+    return tile, turns, first_head, b, at, q, tl.arange(0, BN), p, ok, q < L - c * Q, c * Q < length
+
+
 @triton.jit(do_not_specialize=VARYING)
 def output_kernel(
     x, B, C, D, z, lengths, steps, states, entering, passed, y, ungated,
@@ -369,20 +391,9 @@ def output_kernel(
     also before the gate. Two directions have one matrix of steps, as in `gradient_kernel`."""
     program = tl.program_id(0)
     c = tl.program_id(1)
-    tile = program % tiles
-    turns = heads // HEADS
-    first_head = (program // tiles) % turns * HEADS
-    b = (program // tiles // turns).to(tl.int64)
-    length = L
-    if HAS_LENGTHS:
-        length = tl.load(lengths + b).to(tl.int32)
-    at = (c * Q).to(tl.int64)
-    q = tl.arange(0, Q)
-    n = tl.arange(0, BN)
-    p = tile * BP + tl.arange(0, BP)
-    ok = q < length - c * Q
-    present = c * Q < length
-    inside = q < L - c * Q
+    tile, turns, first_head, b, at, q, n, p, ok, inside, present = place_of_chunk(
+        program, c, lengths, L, heads, tiles, HAS_LENGTHS, HEADS, Q, BN, BP
+    )
     groups = heads // heads_a_group
     group = first_head // heads_a_group
     one_direction = batch * heads
@@ -478,20 +489,9 @@ def gradient_kernel(
     """
     program = tl.program_id(0)
     c = tl.program_id(1)
-    tile = program % tiles
-    turns = heads // HEADS
-    first_head = (program // tiles) % turns * HEADS
-    b = (program // tiles // turns).to(tl.int64)
-    length = L
-    if HAS_LENGTHS:
-        length = tl.load(lengths + b).to(tl.int32)
-    at = (c * Q).to(tl.int64)
-    q = tl.arange(0, Q)
-    n = tl.arange(0, BN)
-    p = tile * BP + tl.arange(0, BP)
-    ok = q < length - c * Q
-    inside = q < L - c * Q
-    present = c * Q < length
+    tile, turns, first_head, b, at, q, n, p, ok, inside, present = place_of_chunk(
+        program, c, lengths, L, heads, tiles, HAS_LENGTHS, HEADS, Q, BN, BP
+    )
     groups = heads // heads_a_group
     group = first_head // heads_a_group
     one_direction = batch * heads
@@ -615,20 +615,9 @@ def matrix_gradient_kernel(
     program = tl.program_id(0) // DIRECTIONS
     direction = tl.program_id(0) % DIRECTIONS
     c = chunks - 1 - tl.program_id(1)
-    tile = program % tiles
-    turns = heads // HEADS
-    first_head = (program // tiles) % turns * HEADS
-    b = (program // tiles // turns).to(tl.int64)
-    length = L
-    if HAS_LENGTHS:
-        length = tl.load(lengths + b).to(tl.int32)
-    at = (c * Q).to(tl.int64)
-    q = tl.arange(0, Q)
-    n = tl.arange(0, BN)
-    p = tile * BP + tl.arange(0, BP)
-    ok = q < length - c * Q
-    inside = q < L - c * Q
-    present = c * Q < length
+    tile, turns, first_head, b, at, q, n, p, ok, inside, present = place_of_chunk(
+        program, c, lengths, L, heads, tiles, HAS_LENGTHS, HEADS, Q, BN, BP
+    )
     group = direction * (heads // heads_a_group) + first_head // heads_a_group
     part = (batch * heads * DIRECTIONS).to(tl.int64) * chunks * Q
     last = tl.where(direction == 1 or REVERSE, 0, Q - 1)
@@ -682,7 +671,7 @@ def store_four(pointer, rows, first, second, third, fourth):
     tl.store(pointer + (rows[:, None, None] * 4 + k[None, :, None] * 2 + k[None, None, :]), four)
 
 
-@triton.jit(do_not_specialize=["batch", "L"])
+@triton.jit(do_not_specialize=["L"])
 def gate_gradient_kernel(
     z, ungated, lengths, dy, dz, G, L, heads, P, z_b, z_l, z_h, dy_b, dy_l, dy_h, dz_l,
     HAS_LENGTHS: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr,

@@ -42,8 +42,8 @@ MOST_HEADS = 8
 one direction in the backward pass only."""
 FEWEST_PROGRAMS = 1
 """A multiprocessor, of several heads each."""
-GATE_ROWS = 64
-"""Positions that a program of `gate_gradient_kernel` takes."""
+GATE_TILE = 4096
+"""Numbers that a program of `gate_gradient_kernel` takes, whole rows of a head."""
 PASS_NUMBERS = 512
 """Of a state that one program of `pass_kernel` takes."""
 SUM_ROWS, SUM_TERMS = 32, 256
@@ -291,9 +291,11 @@ def entering_states(
 def ungated_gradient(dy: Tensor, z: Tensor, ungated: Tensor, lengths: Tensor | None, dz: Tensor, cut: Plan) -> Tensor:
     """The gradient of the output before the gate, and that of the gate in `dz`: `gate_gradient_kernel`."""
     G = torch.empty_like(ungated)
-    kernels().gate_gradient_kernel[(cut.batch * cut.heads, cdiv(cut.length, GATE_ROWS))](
+    BP = next_power_of_2(cut.width)
+    rows = max(1, GATE_TILE // BP)
+    kernels().gate_gradient_kernel[(cut.batch * cut.heads, cdiv(cut.length, rows))](
         z, ungated, lengths, dy, dz, G, cut.length, cut.heads, cut.width, *strides(z), *strides(dy), apart(dz),
-        HAS_LENGTHS=lengths is not None, ROWS=GATE_ROWS, BP=next_power_of_2(cut.width), num_warps=4,
+        HAS_LENGTHS=lengths is not None, ROWS=rows, BP=BP, num_warps=4,
     )  # fmt: skip
     return G
 
