@@ -13,9 +13,9 @@ from ribonanzamamba.ops.convolved_ssd import cut_mixed, cut_projected
 def forward(
     projected: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, D: Tensor | None, dt_bias: Tensor | None,
     gain: Tensor | None, lengths: Tensor | None, heads: int, d_state: int, scale: float, eps: float, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output, and for the gradient what was convolved, step sizes, `ssd_triton.States` and the output before the
-    gate: empty tensors unless `keep`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, and for the gradient what was convolved, step sizes, the states that enter chunks and the output before
+    the gate: empty tensors unless `keep`."""
     z, mixed, dt = cut_projected(projected, heads, d_state)
     mixed = depthwise_conv_triton.convolve(mixed, weight, bias, lengths, (weight.shape[1] - 1) // 2, True)
     x, B, C = cut_mixed(mixed, heads, d_state)
@@ -34,8 +34,7 @@ def forward(
 def backward(
     dy: Tensor, projected: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, D: Tensor | None,
     dt_bias: Tensor | None, gain: Tensor | None, lengths: Tensor | None, mixed: Tensor, steps: Tensor,
-    of_chunks: Tensor, of_segments: Tensor, passed: Tensor, ungated: Tensor, heads: int, d_state: int, scale: float,
-    eps: float,
+    states: Tensor, ungated: Tensor, heads: int, d_state: int, scale: float, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of projected, of the taps and their bias in float32, of A, dt_bias and D (3, 2, h) in float32, and of
     the gain in float32 (empty: there is none)."""
@@ -53,7 +52,7 @@ def backward(
         dy = dy.view_as(ungated)
     totals, _ = ssd_triton.backward_into(
         ssd_triton.Gradients(dx, ddt, dB, dC, dz), dy, None, x, dt, A, B, C, D, gate, dt_bias, lengths, steps,
-        ssd_triton.States(of_chunks, of_segments, passed), ungated, True, False, 2, scale, False,
+        states, ungated, True, False, 2, scale, False,
     )  # fmt: skip
     left = (weight.shape[1] - 1) // 2
     _, dweight, dbias = depthwise_conv_triton.gradients(dmixed, inner, weight, bias, lengths, left, True, out=dinner)

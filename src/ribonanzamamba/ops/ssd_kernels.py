@@ -5,8 +5,8 @@ with the state in registers and keeps the one that enters each chunk; given the 
 it walks the other way and keeps gradients of states. Then all chunks are independent: a program of `output_kernel`,
 `gradient_kernel` or `matrix_gradient_kernel` takes one chunk, of one head or several that share B and C, and
 `step_gradient_kernel` turns gradients of sums into those of dt. `gate_gradient_kernel` comes before all of these. A
-long sequence of few heads is walked in segments side by side, each from nothing; `pass_kernel` then finds the states
-that enter segments, and who takes a chunk adds what is left of that of its segment. `sum_kernel` adds up what programs
+long sequence of few heads is walked in segments side by side: first from nothing, to find what each adds to the state;
+`pass_kernel` then finds the states that enter segments, and they are walked again. `sum_kernel` adds up what programs
 left apart. `README.md` derives both passes.
 
 Chunks lie in memory order in both directions: a reversed one sums its log decays from the other end and is masked the
@@ -26,7 +26,7 @@ LEAST_STEP = tl.constexpr(1e-30)
 GRID = tl.constexpr(2.0**-12)
 """Sums of 64 multiples of it down to 64 times -20 / ln 2 are exact in float32."""
 LOG2_E = tl.constexpr(1.4426950408889634)
-VARYING = ["batch", "L", "chunks_a_segment", "segments", "dchunks_a_segment", "dsegments", "chunks"]
+VARYING = ["batch", "L", "chunks_a_segment", "segments", "chunks"]
 """Numbers that change from batch to batch: a kernel compiled for one value serves all."""
 
 
@@ -174,29 +174,14 @@ def store_tile(pointer, stride, rows, ok, columns, width, value, WHOLE: tl.const
 
 
 @triton.jit
-def load_state(pointer, n, N, p, P, present, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
-    """A state (n, p), 0 where it is not present."""
+def load_state(states, row, n, N, p, P, present, WHOLE: tl.constexpr, DOT: tl.constexpr, KEPT: tl.constexpr = False):
+    """The state (n, p) of a row, 0 where it is not present."""
     mask = tl.full((1, 1), True, dtype=tl.int1) & present
     if not WHOLE:
         mask = mask & (n < N)[:, None] & (p < P)[None, :]
     policy: tl.constexpr = "" if KEPT else "evict_first"
-    return tl.load(pointer + n[:, None] * P + p[None, :], mask=mask, other=0.0, eviction_policy=policy)
-
-
-@triton.jit
-def load_entering(
-    states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
-    SEGMENTS: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr, KEPT: tl.constexpr = False,
-):  # fmt: skip
-    """The state (n, p) that enters chunk c: that of a walk through its segment from nothing, and SEGMENTS, what is
-    left of the state that entered the segment."""
-    chunk = row * chunks + c
-    h = load_state(states + chunk * N * P, n, N, p, P, present, WHOLE, KEPT)
-    if SEGMENTS:
-        index = row * segments + c // chunks_a_segment
-        before = load_state(entering + index * N * P, n, N, p, P, present, WHOLE)
-        h = h.to(tl.float32) + before.to(tl.float32) * tl.exp2(tl.load(passed + chunk, mask=present, other=0.0))
-    return h.to(DOT)
+    offsets = n[:, None] * P + p[None, :]
+    return tl.load(states + row * N * P + offsets, mask=mask, other=0.0, eviction_policy=policy).to(DOT)
 
 
 @triton.jit
@@ -209,16 +194,16 @@ def store_state(pointer, n, N, p, P, value, WHOLE: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def state_kernel(
-    v, K, lengths, steps, start, states, after, passed, left,
+    v, K, lengths, steps, start, states, after, left,
     batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
     v_b, v_l, v_h, K_b, K_l, K_g,
     REVERSE: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr,
-    BACKWARD: tl.constexpr, RETURN_AFTER: tl.constexpr, SEGMENTS: tl.constexpr,
+    BACKWARD: tl.constexpr, KEEP: tl.constexpr, RETURN_AFTER: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The state that enters each chunk; RETURN_AFTER: that after the segment; SEGMENTS: the base-2 logs of what is left
-    of the state that enters the segment, before each of its chunks and after all.
+    """KEEP: the state that enters each chunk. RETURN_AFTER: that after the segment, and `left`, if given, the base-2
+    log of what is then left of the state that entered it.
 
     Forward v is x and K is B; BACKWARD v is the gradient of y and K is C, and the state is its gradient, which travels
     against the direction: what enters a chunk is the gradient of the state that leaves it.
@@ -246,7 +231,7 @@ def state_kernel(
     p = tile * BP + tl.arange(0, BP)
     index = row * segments + segment
     if HAS_START:
-        h = load_state(start + index * N * P, n, N, p, P, True, WHOLE).to(tl.float32)
+        h = load_state(start, index, n, N, p, P, True, WHOLE, tl.float32, True)
     else:
         h = tl.zeros((BN, BP), dtype=tl.float32)
     so_far = tl.zeros((), dtype=tl.float32)
@@ -256,36 +241,35 @@ def state_kernel(
         c = tl.where(down, stop - 1 - (k - first), k)
         at = (c * Q).to(tl.int64)
         ok = q < length - c * Q
-        store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE)
-        if SEGMENTS:
-            tl.store(passed + row * chunks + c, so_far, mask=tile == 0)
+        if KEEP:
+            store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE)
         V = load_tile(v + at * v_l, v_l, q, ok, p, P, WHOLE)
         K_c = load_tile(K + at * K_l, K_l, q, ok, n, N, WHOLE)
         whole_coarse, whole_fine = load_sums(steps + at, part, last, EXACT)
         if BACKWARD:
             coarse, fine = load_sums(steps + at, part, q, EXACT)
-            # scaled here: what goes into a product as it is in memory is loaded ahead
             weight = power_of_difference(coarse, fine, 0.0, 0.0, EXACT) * scale
         else:
             coarse, fine, factor = load_entries(steps + at, part, q, EXACT)
             weight = power_of_difference(whole_coarse, whole_fine, coarse, fine, EXACT) * factor
-        weighted = (K_c.to(tl.float32) * weight[:, None]).to(DOT)
+        weighted = (V.to(tl.float32) * weight[:, None]).to(DOT)
         h *= power_of_difference(whole_coarse, whole_fine, 0.0, 0.0, EXACT)
-        h = tl.dot(tl.trans(weighted), V.to(DOT), acc=h, input_precision=PRECISION)
+        h = tl.dot(tl.trans(K_c.to(DOT)), weighted, acc=h, input_precision=PRECISION)
         so_far += whole_coarse + whole_fine
     if RETURN_AFTER:
         store_state(after + index * N * P, n, N, p, P, h, WHOLE)
-    if SEGMENTS:
-        tl.store(left + index, so_far, mask=tile == 0)
+        if left is not None:
+            tl.store(left + index, so_far, mask=tile == 0)
 
 
 @triton.jit(do_not_specialize=["segments"])
 def pass_kernel(
-    added, left, start, entering, last, size, segments, rows_a_direction,
+    added, left, start, last, size, segments, rows_a_direction,
     REVERSE: tl.constexpr, HAS_START: tl.constexpr, BACKWARD: tl.constexpr, RETURN_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The state that enters each segment from what each adds, one segment after the other, and the one after all."""
+    """Replace what each segment adds by the state that enters it, in place, one segment after the other; RETURN_LAST:
+    also that after all."""
     row = tl.program_id(0).to(tl.int64)
     reverse = (row // rows_a_direction if not REVERSE else 1) != 0
     down = reverse != BACKWARD
@@ -295,11 +279,19 @@ def pass_kernel(
         h = tl.load(start + row * size + k, mask=mask, other=0.0).to(tl.float32)
     else:
         h = tl.zeros((BLOCK,), dtype=tl.float32)
-    for i in range(segments):
-        segment = tl.where(down, segments - 1 - i, i)
-        at = (row * segments + segment) * size + k
-        tl.store(entering + at, h, mask=mask)
-        h = h * tl.exp2(tl.load(left + row * segments + segment)) + tl.load(added + at, mask=mask, other=0.0)
+    for first in range(0, segments, AHEAD):
+        # all loads first: one wait
+        gains = ()
+        logs = ()
+        for i in tl.static_range(AHEAD):
+            segment = row * segments + tl.where(down, segments - 1 - first - i, first + i)
+            size_i = tl.where(first + i < segments, size, 0)
+            gains = gains + (tl.load(added + segment * size + k, mask=k < size_i, other=0.0),)
+            logs = logs + (tl.load(left + segment, mask=size_i > 0, other=0.0),)
+        for i in tl.static_range(AHEAD):
+            segment = row * segments + tl.where(down, segments - 1 - first - i, first + i)
+            tl.store(added + segment * size + k, h, mask=k < tl.where(first + i < segments, size, 0))
+            h = h * tl.exp2(logs[i]) + gains[i]
     if RETURN_LAST:
         tl.store(last + row * size + k, h, mask=mask)
 
@@ -379,11 +371,11 @@ def place_of_chunk(
 
 @triton.jit(do_not_specialize=VARYING)
 def output_kernel(
-    x, B, C, D, z, lengths, steps, states, entering, passed, y, ungated,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
+    x, B, C, D, z, lengths, steps, states, y, ungated,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks, scale,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, z_b, z_l, z_h,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, SEGMENTS: tl.constexpr, KEEP: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, HAS_STATES: tl.constexpr, KEEP: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -425,15 +417,9 @@ def output_kernel(
         _, of_start, _, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
         X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE, False).to(DOT)
         if HAS_STATES:
-            h = load_entering(
-                states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
-                SEGMENTS, WHOLE, DOT,
-            )  # fmt: skip
+            h = load_state(states, row * chunks + c, n, N, p, P, present, WHOLE, DOT)
             if DIRECTIONS == 2:
-                other_h = load_entering(
-                    states, entering, passed, other_row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
-                    SEGMENTS, WHOLE, DOT,
-                )  # fmt: skip
+                other_h = load_state(states, other_row * chunks + c, n, N, p, P, present, WHOLE, DOT)
         skip = tl.zeros((Q,), dtype=tl.float32)
         if HAS_D:
             skip += tl.load(D + head).to(tl.float32)
@@ -468,11 +454,11 @@ def add_flow_to_end(dX, X, B_c, dh, d, to_end, PRECISION: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARYING)
 def gradient_kernel(
-    x, B, C, D, lengths, steps, dstates, dentering, dpassed, dy, dx, dproducts, dsteps,
-    batch, L, heads, P, N, tiles, heads_a_group, dchunks_a_segment, dsegments, chunks, scale,
+    x, B, C, D, lengths, steps, dstates, dy, dx, dproducts, dsteps,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks, scale,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, dy_b, dy_l, dy_h, dx_l,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_D: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    HAS_DSTATES: tl.constexpr, DSEGMENTS: tl.constexpr,
+    HAS_DSTATES: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -532,15 +518,9 @@ def gradient_kernel(
         X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
         G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(DOT)
         if HAS_DSTATES:
-            dh = load_entering(
-                dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, present,
-                DSEGMENTS, WHOLE, DOT, True,
-            )  # fmt: skip
+            dh = load_state(dstates, chunk, n, N, p, P, present, WHOLE, DOT, True)
             if DIRECTIONS == 2:
-                other_dh = load_entering(
-                    dstates, dentering, dpassed, one_direction + row, c, chunks, dchunks_a_segment, dsegments,
-                    n, N, p, P, present, DSEGMENTS, WHOLE, DOT, True,
-                )  # fmt: skip
+                other_dh = load_state(dstates, other_chunk, n, N, p, P, present, WHOLE, DOT, True)
         decay = left_between(sums, other_sums, q[:, None], q[None, :], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = products * decay
         dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
@@ -595,13 +575,11 @@ def gradient_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def matrix_gradient_kernel(
-    x, B, C, lengths, steps, states, entering, passed, dstates, dentering, dpassed, dy, dproducts,
-    dB, dC, taken, kept,
-    batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, dchunks_a_segment, dsegments, chunks,
-    scale,
+    x, B, C, lengths, steps, states, dstates, dy, dproducts, dB, dC, taken, kept,
+    batch, L, heads, P, N, tiles, heads_a_group, chunks, scale,
     x_b, x_l, x_h, B_b, B_l, B_g, C_b, C_l, C_g, dy_b, dy_l, dy_h, dB_l, dC_l,
     DIRECTIONS: tl.constexpr, REVERSE: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, SEGMENTS: tl.constexpr, DSEGMENTS: tl.constexpr,
+    HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -639,15 +617,9 @@ def matrix_gradient_kernel(
             G = load_tile(dy + b * dy_b + at * dy_l + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(DOT)
             h, dh = X, X
             if HAS_DSTATES:
-                dh = load_entering(
-                    dstates, dentering, dpassed, row, c, chunks, dchunks_a_segment, dsegments, n, N, p, P, present,
-                    DSEGMENTS, WHOLE, DOT,
-                )  # fmt: skip
+                dh = load_state(dstates, chunk, n, N, p, P, present, WHOLE, DOT)
             if HAS_STATES:
-                h = load_entering(
-                    states, entering, passed, row, c, chunks, chunks_a_segment, segments, n, N, p, P, present,
-                    SEGMENTS, WHOLE, DOT,
-                )  # fmt: skip
+                h = load_state(states, chunk, n, N, p, P, present, WHOLE, DOT)
             if HAS_DSTATES:
                 dB_c += tl.dot(X, tl.trans(dh), input_precision=PRECISION) * (to_end * d)[:, None]
             if HAS_STATES:

@@ -22,7 +22,8 @@ WIDEST_TILE, WIDEST_WALK, NARROWEST_WALK = 64, 64, 16
 that spares segments, at least."""
 LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass takes where chunks are short."""
-STATE_LAUNCH = {"num_warps": 4, "num_stages": 3}
+STATE_STAGES, WIDE_STATE_STAGES = 4, 3
+"""Of loads in a walk: fewer for states of more than 64 numbers, which take more shared memory."""
 OUTPUT_LAUNCH = {1: {"num_warps": 4, "maxnreg": 128}, 2: {"num_warps": 4, "maxnreg": 255}}
 """By directions: four programs a multiprocessor of one head each, and two of several."""
 GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
@@ -44,8 +45,8 @@ FEWEST_PROGRAMS = 1
 """A multiprocessor, of several heads each."""
 GATE_TILE = 4096
 """Numbers that a program of `gate_gradient_kernel` takes, whole rows of a head."""
-PASS_NUMBERS = 512
-"""Of a state that one program of `pass_kernel` takes."""
+PASS_NUMBERS, PASS_AHEAD = 512, 8
+"""Of a state that one program of `pass_kernel` takes, and segments whose loads are under way at once."""
 SUM_ROWS, SUM_TERMS = 32, 256
 """Rows of dB or dC that a program adds up, and terms of another sum that it takes at a time."""
 
@@ -175,29 +176,13 @@ def strides(tensor: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0) if tensor is None else tensor.stride()[:3]
 
 
-class States(NamedTuple):
-    """What enters the chunks of every row. Empty tensors: nothing does, or, the last two, there is one segment."""
-
-    of_chunks: Tensor
-    """(rows, chunks, n, p): without what entered a segment that is not the first of several."""
-    of_segments: Tensor
-    """(rows, segments, n, p), float32 rounded once, as the others."""
-    passed: Tensor
-    """(rows, chunks) float32: base-2 logs of what is left of the state that entered the segment."""
-
-    def in_segments(self, chunks: int) -> tuple[int, int]:
-        """Chunks a segment and segments."""
-        segments = self.of_segments.shape[1] if self.of_segments.numel() else 1
-        return cdiv(chunks, segments), segments
-
-
 def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, bias: Tensor | None,
     lengths: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, directions: int, scale: float,
     keep: bool, return_last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output, last state, and for the gradient the step sizes with their sums, the `States` and the output before the
-    gate.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output, last state, and for the gradient the step sizes with their sums, the states that enter chunks and the
+    output before the gate.
 
     What is not asked for is an empty tensor. x (b, l, h, p), dt (b, l, directions h), A (directions h,),
     B, C (b, l, directions g, n); start and last (b, h, n, p) float32, of one direction.
@@ -212,23 +197,17 @@ def forward(
         steps = summed_steps(dt, A, bias, lengths, softplus, reverse, cut, exact)
         states = entering_states(x, B, lengths, steps, start, last, reverse, 1.0, cut, exact, False)
         kernels().output_kernel[(cut.batch * cut.programs_a_chunk, cut.chunks)](
-            x, B, C, D, z, lengths, steps, *states, y, ungated,
-            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups,
-            *states.in_segments(cut.chunks), cut.chunks, scale, *strides(x), *strides(B), *strides(C), *strides(z),
+            x, B, C, D, z, lengths, steps, states, y, ungated,
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups, cut.chunks,
+            scale, *strides(x), *strides(B), *strides(C), *strides(z),
             DIRECTIONS=directions, REVERSE=reverse and directions == 1, HAS_D=D is not None, HAS_Z=z is not None,
-            HAS_LENGTHS=lengths is not None, HAS_STATES=states.of_chunks.numel() > 0,
-            SEGMENTS=states.of_segments.numel() > 0, KEEP=keep, DOT=dot, PRECISION=precision, EXACT=exact,
-            HEADS=cut.heads_a_program, **cut.tile, **OUTPUT_LAUNCH[directions],
+            HAS_LENGTHS=lengths is not None, HAS_STATES=states.numel() > 0, KEEP=keep, DOT=dot, PRECISION=precision,
+            EXACT=exact, HEADS=cut.heads_a_program, **cut.tile, **OUTPUT_LAUNCH[directions],
             num_stages=OUTPUT_STAGES[directions] if cut.BN <= 64 else 1,
         )  # fmt: skip
     if not keep:
-        steps, states = steps.new_empty(0), no_states(x)
-    return y, last, steps, *states, ungated
-
-
-def no_states(x: Tensor) -> States:
-    # an operator's results are tensors of their own
-    return States(x.new_empty(0), x.new_empty(0), x.new_empty(0, dtype=torch.float32))
+        steps, states = steps.new_empty(0), x.new_empty(0)
+    return y, last, steps, states, ungated
 
 
 def has_states(chunks: int, start: Tensor | None) -> bool:
@@ -253,39 +232,41 @@ def summed_steps(
 def entering_states(
     v: Tensor, K: Tensor, lengths: Tensor | None, steps: Tensor, start: Tensor | None, last: Tensor,
     reverse: bool, scale: float, cut: Plan, exact: bool, backward: bool,
-) -> States:  # fmt: skip
-    """What enters each chunk, rounded copies of what is walked in float32, and in `last`, unless that is empty, the
-    state after all of them; `backward`: its gradient, from the other end. Nothing is walked that nobody needs."""
+) -> Tensor:  # fmt: skip
+    """What enters each chunk (rows, chunks, n, p), rounded copies of what is walked in float32, and in `last`, unless
+    that is empty, the state after all of them; `backward`: its gradient, from the other end. Empty, and nothing is
+    walked that nobody needs: nothing enters."""
     enters, last = has_states(cut.chunks, start), last if last.numel() else None
     if not enters and last is None:
-        return no_states(v)
-    several = cut.segments > 1
+        return v.new_empty(0)
     state, wide = (cut.state, cut.width), torch.float32
-    of_chunks = v.new_empty((cut.rows, cut.chunks, *state))
-    passed = v.new_empty((cut.rows, cut.chunks) if several else 0, dtype=wide)
-    left = v.new_empty((cut.rows, cut.segments) if several else 0, dtype=wide)
-    after = v.new_empty((cut.rows, cut.segments, *state), dtype=wide) if several else last
+    states = v.new_empty((cut.rows, cut.chunks, *state) if enters else 0)
     dot, precision = dot_type(v.dtype)
-    # segments are walked from nothing
-    walked_from = None if several else start
-    kernels().state_kernel[cut.walks](
-        v, K, lengths, steps, walked_from, of_chunks, after, passed, left,
-        cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.walk_tiles, cut.heads // cut.groups,
-        cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K),
-        REVERSE=reverse, HAS_LENGTHS=lengths is not None, HAS_START=walked_from is not None,
-        BACKWARD=backward, RETURN_AFTER=after is not None, SEGMENTS=several, DOT=dot, PRECISION=precision,
-        EXACT=exact, **cut.walk_tile, **STATE_LAUNCH,
-    )  # fmt: skip
-    of_segments = v.new_empty((cut.rows, cut.segments, *state) if several else 0)
-    if several:
+
+    def walk(start: Tensor | None, after: Tensor | None, left: Tensor | None, *, keep: bool):
+        kernels().state_kernel[cut.walks](
+            v, K, lengths, steps, start, states, after, left,
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.walk_tiles, cut.heads // cut.groups,
+            cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K),
+            REVERSE=reverse, HAS_LENGTHS=lengths is not None, HAS_START=start is not None, BACKWARD=backward,
+            KEEP=keep, RETURN_AFTER=after is not None, DOT=dot, PRECISION=precision, EXACT=exact,
+            **cut.walk_tile, num_warps=4, num_stages=STATE_STAGES if cut.BN <= 64 else WIDE_STATE_STAGES,
+        )  # fmt: skip
+
+    if cut.segments > 1:
+        entering = v.new_empty((cut.rows, cut.segments, *state), dtype=wide)
+        left = v.new_empty((cut.rows, cut.segments), dtype=wide)
+        walk(None, entering, left, keep=False)
         size = cut.state * cut.width
         block = min(PASS_NUMBERS, next_power_of_2(size))
         kernels().pass_kernel[(cut.rows, cdiv(size, block))](
-            after, left, start, of_segments, last, size, cut.segments, cut.batch * cut.heads,
-            REVERSE=reverse, HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=last is not None, BLOCK=block,
-            num_warps=4,
+            entering, left, start, last, size, cut.segments, cut.batch * cut.heads,
+            REVERSE=reverse, HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=last is not None,
+            AHEAD=PASS_AHEAD, BLOCK=block, num_warps=4,
         )  # fmt: skip
-    return States(of_chunks, of_segments, passed) if enters else no_states(v)
+        start, last = entering, None
+    walk(start, last, None, keep=enters)
+    return states
 
 
 def ungated_gradient(dy: Tensor, z: Tensor, ungated: Tensor, lengths: Tensor | None, dz: Tensor, cut: Plan) -> Tensor:
@@ -318,14 +299,12 @@ def apart(tensor: Tensor) -> int:
 
 def backward(
     dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, of_chunks: Tensor,
-    of_segments: Tensor, passed: Tensor, ungated: Tensor, softplus: bool, reverse: bool, directions: int, scale: float,
-    return_dstart: bool,
+    z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, states: Tensor, ungated: Tensor,
+    softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, dt, B, C and z (empty: there is none), and what `backward_into` returns."""
     tensors = (x, dt, B, C, x.new_empty(0) if z is None else z)
     into = Gradients(*(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors))
-    states = States(of_chunks, of_segments, passed)
     rest = backward_into(
         into, dy, dlast, x, dt, A, B, C, D, z, bias, lengths, steps, states, ungated, softplus, reverse, directions,
         scale, return_dstart,
@@ -335,7 +314,7 @@ def backward(
 
 def backward_into(
     into: Gradients, dy: Tensor, dlast: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor | None, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, states: States,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None, steps: Tensor, states: Tensor,
     ungated: Tensor, softplus: bool, reverse: bool, directions: int, scale: float, return_dstart: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of A, dt_bias and D together (3, directions, h) in float32 (D's with the first direction), and of the
@@ -362,25 +341,24 @@ def backward_into(
     with device_of(x):
         G = dy if z is None else ungated_gradient(dy, z, ungated, lengths, dz, cut)
         dstates = entering_states(G, C, lengths, steps, dlast, dstart, reverse, scale, cut, exact, True)
-        entered = {"HAS_STATES": states.of_chunks.numel() > 0, "HAS_DSTATES": dstates.of_chunks.numel() > 0}
-        sizes = (cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups)
+        entered = {"HAS_STATES": states.numel() > 0, "HAS_DSTATES": dstates.numel() > 0}
+        sizes = (
+            cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.tiles, cut.heads // cut.groups, cut.chunks,
+            scale,
+        )  # fmt: skip
         apart_by = (*strides(x), *strides(B), *strides(C), *strides(G))
         options = {
             "DIRECTIONS": directions, "REVERSE": reverse and directions == 1, "HAS_LENGTHS": lengths is not None,
-            "DSEGMENTS": dstates.of_segments.numel() > 0, "HEADS": cut.heads_a_program, "DOT": dot,
-            "PRECISION": precision, "EXACT": exact, **cut.tile,
+            "HEADS": cut.heads_a_program, "DOT": dot, "PRECISION": precision, "EXACT": exact, **cut.tile,
         }  # fmt: skip
         kernels().gradient_kernel[(cut.batch * cut.programs_a_chunk, cut.chunks)](
-            x, B, C, D, lengths, steps, *dstates, G, dx, dproducts, dsteps,
-            *sizes, *dstates.in_segments(cut.chunks), cut.chunks, scale, *apart_by, apart(dx),
+            x, B, C, D, lengths, steps, dstates, G, dx, dproducts, dsteps, *sizes, *apart_by, apart(dx),
             HAS_D=D is not None, HAS_DSTATES=entered["HAS_DSTATES"], **options, **GRADIENT_LAUNCH,
             num_stages=GRADIENT_STAGES[directions] if cut.BN <= 64 else 1,
         )  # fmt: skip
         kernels().matrix_gradient_kernel[(cut.batch * cut.programs_a_chunk * directions, cut.chunks)](
-            x, B, C, lengths, steps, *states, *dstates, G, dproducts, to_B, to_C, taken, kept,
-            *sizes, *states.in_segments(cut.chunks), *dstates.in_segments(cut.chunks), cut.chunks, scale,
-            *apart_by, *of_matrices,
-            SEGMENTS=states.of_segments.numel() > 0, **entered, **options, **MATRIX_GRADIENT_LAUNCH,
+            x, B, C, lengths, steps, states, dstates, G, dproducts, to_B, to_C, taken, kept,
+            *sizes, *apart_by, *of_matrices, **entered, **options, **MATRIX_GRADIENT_LAUNCH,
             num_warps=4 if cut.BN <= 64 else 8,
         )  # fmt: skip
         kernels().step_gradient_kernel[cut.all_steps](
@@ -409,22 +387,19 @@ def _(
     cut, wide = plan(x, B, directions), torch.float32
     state = (cut.state, cut.width)
     kept = keep and has_states(cut.chunks, start)
-    several = kept and cut.segments > 1
     return (
         x.new_empty(x.shape),
         x.new_empty((cut.batch, cut.heads, *state) if return_last else 0, dtype=wide),
         x.new_empty((3, cut.rows, cut.chunks, cut.Q) if keep else 0, dtype=wide),
         x.new_empty((cut.rows, cut.chunks, *state) if kept else 0),
-        x.new_empty((cut.rows, cut.segments, *state) if several else 0),
-        x.new_empty((cut.rows, cut.chunks) if several else 0, dtype=wide),
         x.new_empty(x.shape if keep and z is not None else 0),
     )
 
 
 @backward_operator.register_fake
 def _(
-    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, steps, of_chunks, of_segments, passed, ungated, softplus, reverse,
-    directions, scale, return_dstart,
+    dy, dlast, x, dt, A, B, C, D, z, bias, lengths, steps, states, ungated, softplus, reverse, directions, scale,
+    return_dstart,
 ):  # fmt: skip
     batch, _, heads, width = x.shape
     wide = torch.float32
@@ -448,11 +423,11 @@ class Ssd(torch.autograd.Function):
         operator = as_seen(forward, forward_operator)
         keep = any(ctx.needs_input_grad)
         options = (softplus, reverse, directions, scale)
-        y, last, steps, *states, ungated = operator(
+        y, last, *kept = operator(
             x, dt, A, B, C, D, z, bias, lengths, start, *options, keep, return_last
         )  # fmt: skip
         if keep:
-            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, steps, *states, ungated)
+            ctx.save_for_backward(x, dt, A, B, C, D, z, bias, lengths, *kept)
             ctx.options = options
             ctx.has_start = start is not None and ctx.needs_input_grad[9]
         ctx.set_materialize_grads(False)
