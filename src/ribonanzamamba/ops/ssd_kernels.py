@@ -83,6 +83,16 @@ def raw_steps(
     return row, b, direction, all_head, c, q, position, ok, raw
 
 
+@triton.jit
+def summed_up(values, reverse):
+    """Each row (chunk, q) summed up to each step, from its end if `reverse`, a number."""
+    if reverse:
+        sums = tl.cumsum(values, 1, reverse=True)
+    else:
+        sums = tl.cumsum(values, 1)
+    return sums
+
+
 @triton.jit(do_not_specialize=VARYING)
 def step_kernel(
     dt, A, bias, lengths, steps, batch, L, heads, chunks, dt_b, dt_l, dt_h,
@@ -107,8 +117,8 @@ def step_kernel(
     if EXACT:
         coarse = tl.floor(g / GRID + 0.5) * GRID
         fine = g - coarse
-        fine = tl.where(reverse, tl.cumsum(fine, 1, reverse=True), tl.cumsum(fine, 1))
-    coarse = tl.where(reverse, tl.cumsum(coarse, 1, reverse=True), tl.cumsum(coarse, 1))
+        fine = summed_up(fine, reverse)
+    coarse = summed_up(coarse, reverse)
     part = tl.num_programs(0).to(tl.int64) * chunks * Q
     to = steps + row * chunks * Q + position
     inside = (c < chunks)[:, None] & (q >= 0)[None, :]
@@ -503,6 +513,9 @@ def gradient_kernel(
     summed = tl.zeros((Q, Q), dtype=tl.float32)
     for turn in tl.range(HEADS, disable_licm=True):
         head = first_head + turn
+        # 0, which the compiler does not know: what is made of it takes no registers from head to head
+        none = (head >= heads).to(tl.int32)
+        again = q + none
         row = b * heads + head
         chunk = row * chunks + c
         other_chunk = chunk + one_direction.to(tl.int64) * chunks
@@ -515,18 +528,20 @@ def gradient_kernel(
         d, _, to_end, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
         if DIRECTIONS == 2:
             other_d, _, other_to_end, _ = chunk_decays(other, part, q, 0, EXACT)
-        X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE).to(DOT)
-        G = load_tile(dy + head * dy_h, dy_l, q, ok, p, P, WHOLE).to(DOT)
+        X = load_tile(x + head * x_h, x_l, again, ok, p, P, WHOLE).to(DOT)
+        G = load_tile(dy + head * dy_h, dy_l, again, ok, p, P, WHOLE).to(DOT)
         if HAS_DSTATES:
-            dh = load_state(dstates, chunk, n, N, p, P, present, WHOLE, DOT, True)
+            dh = load_state(dstates, chunk, n + none, N, p, P, present, WHOLE, DOT, True)
             if DIRECTIONS == 2:
-                other_dh = load_state(dstates, other_chunk, n, N, p, P, present, WHOLE, DOT, True)
+                other_dh = load_state(dstates, other_chunk, n + none, N, p, P, present, WHOLE, DOT, True)
         decay = left_between(sums, other_sums, q[:, None], q[None, :], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = products * decay
         dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
         dX = tl.dot(scores.to(DOT), G, input_precision=PRECISION)
         summed += dscores * decay
-        along = tl.sum(tl.where(q[:, None] == q[None, :], dscores, 0.0), 1)
+        # of two directions, masks are cheaper to keep than to make again
+        diagonal = (again if DIRECTIONS == 1 else q)[:, None] == q[None, :]
+        along = tl.sum(tl.where(diagonal, dscores, 0.0), 1)
         skip = tl.zeros((Q,), dtype=tl.float32)
         if HAS_D:
             skip += tl.load(D + head).to(tl.float32)
@@ -534,25 +549,30 @@ def gradient_kernel(
         taken_of = inner
         if DIRECTIONS == 2:
             taken_of = tl.where(onward, inner, 0.0)
+            other_taken_of = tl.where(onward, 0.0, inner)
         direct = tl.sum(taken_of, 1)
+        given = direct
         if EXACT:
             # the diagonal enters and leaves the log decays with opposite signs; where its digits count, left out
-            taken_of = tl.where(q[:, None] == q[None, :], 0.0, taken_of)
-            balance = tl.sum(taken_of, 0) - tl.sum(taken_of, 1)
+            taken_of = tl.where(diagonal, 0.0, taken_of)
+            given = tl.sum(taken_of, 1)
+        if DIRECTIONS == 2:
+            # sums over what other warps have, of both at once
+            taken, other_taken = tl.split(tl.sum(tl.join(taken_of, other_taken_of), 0))
         else:
-            balance = tl.sum(taken_of, 0) - direct
+            taken = tl.sum(taken_of, 0)
+        balance = taken - given
         direct /= tl.maximum(d, LEAST_STEP)
         at_end = tl.zeros((Q,), dtype=tl.float32)
         if HAS_DSTATES:
             dX, at_end = add_flow_to_end(dX, X, B_c, dh, d, to_end, PRECISION)
             direct += at_end
         to_step = dsteps + (tile * part + chunk * Q) * 4
-        store_four(to_step, q, direct, at_end, balance, along)
+        store_four(to_step, again if DIRECTIONS == 1 else q, direct, at_end, balance, along)
         if DIRECTIONS == 2:
-            taken_of = tl.where(onward, 0.0, inner)
-            given = tl.sum(taken_of, 1)
+            given = tl.sum(other_taken_of, 1)
             direct = given / tl.maximum(other_d, LEAST_STEP) + on_diagonal * along
-            balance = tl.sum(taken_of, 0) - given
+            balance = other_taken - given
             at_end = tl.zeros((Q,), dtype=tl.float32)
             if HAS_DSTATES:
                 dX, at_end = add_flow_to_end(dX, X, other_B, other_dh, other_d, other_to_end, PRECISION)
@@ -562,7 +582,7 @@ def gradient_kernel(
             skip += on_diagonal * other_d
             sum_on_diagonal += along * other_d * scale
         dX += skip[:, None] * G.to(tl.float32)
-        store_tile(dx + head * P, dx_l, q, inside, p, P, dX, WHOLE, False)
+        store_tile(dx + head * P, dx_l, again, inside, p, P, dX, WHOLE, False)
     programs = turns * tiles
     to = dproducts + ((b * chunks + c) * programs + program % programs) * Q * Q + (q[:, None] * Q + q[None, :])
     if DIRECTIONS == 2:
@@ -643,6 +663,17 @@ def store_four(pointer, rows, first, second, third, fourth):
     tl.store(pointer + (rows[:, None, None] * 4 + k[None, :, None] * 2 + k[None, None, :]), four)
 
 
+@triton.jit
+def load_four(pointer, rows, mask):
+    """What `store_four` stored, 0 where masked."""
+    k = tl.arange(0, 2)
+    offsets = rows[:, :, None, None] * 4 + k[None, None, :, None] * 2 + k[None, None, None, :]
+    even, odd = tl.split(tl.load(pointer + offsets, mask=mask[:, :, None, None], other=0.0))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
 @triton.jit(do_not_specialize=["L"])
 def gate_gradient_kernel(
     z, ungated, lengths, dy, dz, G, L, heads, P, z_b, z_l, z_h, dy_b, dy_l, dy_h, dz_l,
@@ -677,7 +708,7 @@ def step_gradient_kernel(
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """ddt, rows (direction h) ddt_l numbers apart, and sums (3, direction, h, b, block of chunks), the gradients of A,
+    """ddt, rows (direction h) ddt_l numbers apart, and sums (3, direction, h, b, chunk), the gradients of A,
     dt_bias and D."""
     rows = tl.num_programs(0)
     row, b, direction, all_head, c, q, position, ok, raw = raw_steps(
@@ -689,42 +720,38 @@ def step_gradient_kernel(
     part = rows.to(tl.int64) * chunks * Q
     d = tl.load(steps + of_step, mask=inside, other=0.0)
     reverse = (direction if not REVERSE else 1) != 0
-    before = tl.where(reverse, q + 1, q - 1)
     direct = tl.zeros((CHUNKS, Q), dtype=tl.float32)
     entered = tl.zeros((CHUNKS, Q), dtype=tl.float32)
     summed = tl.zeros((CHUNKS, Q), dtype=tl.float32)
     whole = tl.zeros((CHUNKS,), dtype=tl.float32)
     along = tl.zeros((CHUNKS, Q), dtype=tl.float32)
-    there = inside & ((before >= 0) & (before < Q))[None, :]
-    one_before = row * chunks * Q + c[:, None] * Q + before[None, :]
     for tile in range(tiles):
-        four = dsteps + tile * part * 4
-        direct += tl.load(four + of_step * 4, mask=inside, other=0.0)
+        multiplying, at_end, balance, skipped = load_four(dsteps + tile * part * 4, of_step, inside)
+        direct += multiplying
+        summed += balance
+        along += skipped
         if HAS_DSTATES:
-            at_end = tl.load(four + one_before * 4 + 1, mask=there, other=0.0)
-            entered += at_end * tl.load(steps + one_before, mask=there, other=0.0)
-        summed += tl.load(four + of_step * 4 + 2, mask=inside, other=0.0)
-        along += tl.load(four + of_step * 4 + 3, mask=inside, other=0.0)
+            entered += at_end * d
         if HAS_STATES:
             summed += tl.load(taken + tile * part + of_step, mask=inside, other=0.0)
         if HAS_STATES and HAS_DSTATES:
             whole += tl.load(kept + (tile * rows + row) * chunks + c, mask=c < chunks, other=0.0)
     # the log decay of a step is in the sums of all that the direction takes from it on in its chunk, and decays what
     # entered before it and is left at the end: a sum of its own, small beside that of all
-    summed = tl.where(reverse, tl.cumsum(summed, 1), tl.cumsum(summed, 1, reverse=True))
-    entered = tl.where(reverse, tl.cumsum(entered, 1, reverse=True), tl.cumsum(entered, 1))
-    dlog = summed + entered + whole[:, None]
+    dlog = summed_up(summed, (direction if not REVERSE else 1) == 0) + whole[:, None]
+    if HAS_DSTATES:
+        dlog += summed_up(entered, reverse) - entered
     dlog = tl.where(ok & (d * rate > SMALLEST_LOG_DECAY), dlog, 0.0)
     dstep = direct + dlog * rate
     if SOFTPLUS:
         dstep *= sigmoid(raw)
     dstep = tl.where(ok, dstep, 0.0)
     tl.store(ddt + (b * L + position) * ddt_l + all_head, dstep, mask=position < L)
-    to = sums + (all_head * batch + b) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(to, tl.sum(tl.sum(dlog * d, 1), 0))
-    part = rows.to(tl.int64) * tl.num_programs(1)
-    tl.store(to + part, tl.sum(tl.sum(dstep, 1), 0))
-    tl.store(to + 2 * part, tl.sum(tl.sum(along, 1), 0))
+    to = sums + (all_head * batch + b) * chunks + c
+    part = rows.to(tl.int64) * chunks
+    tl.store(to, tl.sum(dlog * d, 1), mask=c < chunks)
+    tl.store(to + part, tl.sum(dstep, 1), mask=c < chunks)
+    tl.store(to + 2 * part, tl.sum(along, 1), mask=c < chunks)
 
 
 @triton.jit(do_not_specialize=["positions", "terms"])

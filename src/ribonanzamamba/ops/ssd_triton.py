@@ -22,13 +22,13 @@ WIDEST_TILE, WIDEST_WALK, NARROWEST_WALK = 64, 64, 16
 that spares segments, at least."""
 LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass takes where chunks are short."""
-STATE_STAGES, WIDE_STATE_STAGES = 4, 3
-"""Of loads in a walk: fewer for states of more than 64 numbers, which take more shared memory."""
+STATE_STAGES, NARROW_STATE_STAGES = 3, 4
+"""Of loads in a walk, and in a narrow one, which takes less shared memory and has less to do while it waits."""
 OUTPUT_LAUNCH = {1: {"num_warps": 4, "maxnreg": 128}, 2: {"num_warps": 4, "maxnreg": 255}}
 """By directions: four programs a multiprocessor of one head each, and two of several."""
 GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
 """Left to itself, the assembler can choose 32 registers (Triton 3.6)."""
-OUTPUT_STAGES, GRADIENT_STAGES = {1: 1, 2: 3}, {1: 3, 2: 2}
+OUTPUT_STAGES, GRADIENT_STAGES = {1: 1, 2: 3}, 3
 """Of loads, by directions, for states of up to 64 numbers: more take the shared memory of GPUs other than Hopper."""
 MATRIX_GRADIENT_LAUNCH = {"num_stages": 1, "maxnreg": 255}
 """It waits for memory with any number of stages."""
@@ -242,6 +242,7 @@ def entering_states(
     state, wide = (cut.state, cut.width), torch.float32
     states = v.new_empty((cut.rows, cut.chunks, *state) if enters else 0)
     dot, precision = dot_type(v.dtype)
+    stages = NARROW_STATE_STAGES if cut.walk_BP < WIDEST_WALK and cut.BN <= 64 else STATE_STAGES
 
     def walk(start: Tensor | None, after: Tensor | None, left: Tensor | None, *, keep: bool):
         kernels().state_kernel[cut.walks](
@@ -250,7 +251,7 @@ def entering_states(
             cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K),
             REVERSE=reverse, HAS_LENGTHS=lengths is not None, HAS_START=start is not None, BACKWARD=backward,
             KEEP=keep, RETURN_AFTER=after is not None, DOT=dot, PRECISION=precision, EXACT=exact,
-            **cut.walk_tile, num_warps=4, num_stages=STATE_STAGES if cut.BN <= 64 else WIDE_STATE_STAGES,
+            **cut.walk_tile, num_warps=4, num_stages=stages,
         )  # fmt: skip
 
     if cut.segments > 1:
@@ -334,7 +335,7 @@ def backward_into(
     dsteps = steps.new_empty((cut.tiles, cut.rows, cut.chunks, cut.Q, 4))
     taken = steps.new_empty((cut.tiles, cut.rows, cut.chunks, cut.Q))
     kept = steps.new_empty((cut.tiles, cut.rows, cut.chunks))
-    sums = steps.new_empty((3, directions, cut.heads, cut.batch, cut.all_steps[1]))
+    sums = steps.new_empty((3, directions, cut.heads, cut.batch, cut.chunks))
     totals = steps.new_empty((3, directions, cut.heads))
     dot, precision = dot_type(x.dtype)
     exact = x.dtype == torch.float32
@@ -354,7 +355,7 @@ def backward_into(
         kernels().gradient_kernel[(cut.batch * cut.programs_a_chunk, cut.chunks)](
             x, B, C, D, lengths, steps, dstates, G, dx, dproducts, dsteps, *sizes, *apart_by, apart(dx),
             HAS_D=D is not None, HAS_DSTATES=entered["HAS_DSTATES"], **options, **GRADIENT_LAUNCH,
-            num_stages=GRADIENT_STAGES[directions] if cut.BN <= 64 else 1,
+            num_stages=GRADIENT_STAGES if cut.BN <= 64 else 1,
         )  # fmt: skip
         kernels().matrix_gradient_kernel[(cut.batch * cut.programs_a_chunk * directions, cut.chunks)](
             x, B, C, lengths, steps, states, dstates, G, dproducts, to_B, to_C, taken, kept,
@@ -369,7 +370,7 @@ def backward_into(
         )  # fmt: skip
         summed = positions * groups if partials > 1 else 0
         kernels().sum_kernel[(2 * cdiv(summed, SUM_ROWS) + totals.numel(),)](
-            matrices, dB, dC, sums, totals, summed // groups, groups, cut.state, cut.batch * cut.all_steps[1],
+            matrices, dB, dC, sums, totals, summed // groups, groups, cut.state, cut.batch * cut.chunks,
             apart(dB), dB.stride(2), PARTIALS=partials, ROWS=SUM_ROWS, BN=next_power_of_2(cut.state), BLOCK=SUM_TERMS,
             num_warps=4,
         )  # fmt: skip
