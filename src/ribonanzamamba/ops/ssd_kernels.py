@@ -344,6 +344,13 @@ def left_between(
 
 
 @triton.jit
+def left_of_start(sums, EXACT: tl.constexpr):
+    """What is left at each step of what enters the chunk; (step, 1)."""
+    _, _, _, coarse, fine = sums
+    return power_of_difference(coarse, fine, 0.0, 0.0, EXACT)
+
+
+@triton.jit
 def chunk_decays(own, part, q, last, EXACT: tl.constexpr):
     """Step sizes; what is left at each step of what enters the chunk; at its end of what enters at each step; and of
     what enters it, of which `last` is the last step."""
@@ -424,26 +431,29 @@ def output_kernel(
         other_sums = sums
         if DIRECTIONS == 2:
             other_sums = matrix_sums(other, part, q[None, :], q[:, None], EXACT)
-        _, of_start, _, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
         X = load_tile(x + head * x_h, x_l, q, ok, p, P, WHOLE, False).to(DOT)
         if HAS_STATES:
             h = load_state(states, row * chunks + c, n, N, p, P, present, WHOLE, DOT)
             if DIRECTIONS == 2:
                 other_h = load_state(states, other_row * chunks + c, n, N, p, P, present, WHOLE, DOT)
-        skip = tl.zeros((Q,), dtype=tl.float32)
+        skip = 0.0
         if HAS_D:
-            skip += tl.load(D + head).to(tl.float32)
+            skip = tl.load(D + head).to(tl.float32)
         if DIRECTIONS == 2:
-            d, other_of_start, _, _ = chunk_decays(other, part, q, 0, EXACT)
-            skip += d * on_diagonal
+            other_d = tl.load(other + q)
         decay = left_between(sums, other_sums, q[None, :], q[:, None], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = (products * decay).to(DOT)
-        out = skip[:, None] * X.to(tl.float32)
+        out = tl.zeros((Q, BP), dtype=tl.float32)
         if HAS_STATES:
-            out += tl.dot(C_c, h, input_precision=PRECISION) * (of_start * scale)[:, None]
+            out = tl.dot(C_c, h, input_precision=PRECISION) * (left_of_start(sums, EXACT) * scale)
             if DIRECTIONS == 2:
-                out += tl.dot(other_C, other_h, input_precision=PRECISION) * (other_of_start * scale)[:, None]
+                left = left_of_start(other_sums, EXACT) * scale
+                out += tl.dot(other_C, other_h, input_precision=PRECISION) * left
         out = tl.dot(scores, X, acc=out, input_precision=PRECISION)
+        if DIRECTIONS == 2:
+            out += (skip + other_d * on_diagonal)[:, None] * X.to(tl.float32)
+        elif HAS_D:
+            out += skip * X.to(tl.float32)
         y_l = heads * P
         to = ((b * L + at) * heads + head) * P
         if HAS_Z:

@@ -24,15 +24,15 @@ LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass takes where chunks are short."""
 STATE_STAGES, NARROW_STATE_STAGES = 3, 4
 """Of loads in a walk, and in a narrow one, which takes less shared memory and has less to do while it waits."""
-OUTPUT_LAUNCH = {1: {"num_warps": 4, "maxnreg": 128}, 2: {"num_warps": 4, "maxnreg": 255}}
+OUTPUT_LAUNCH, OUTPUT_REGISTERS = {"num_warps": 4, "num_stages": 1}, {1: 128, 2: 255}
 """By directions: four programs a multiprocessor of one head each, and two of several."""
 GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
 """Left to itself, the assembler can choose 32 registers (Triton 3.6)."""
-OUTPUT_STAGES, GRADIENT_STAGES = {1: 1, 2: 3}, 3
-"""Of loads, by directions, for states of up to 64 numbers: more take the shared memory of GPUs other than Hopper."""
+GRADIENT_STAGES = 3
+"""Of loads, for states of up to 64 numbers: more take the shared memory of GPUs other than Hopper."""
 MATRIX_GRADIENT_LAUNCH = {"num_stages": 1, "maxnreg": 255}
 """It waits for memory with any number of stages."""
-STEPS_A_PROGRAM = 512
+STEPS_A_PROGRAM = 256
 """Of the kernels that see step sizes only."""
 PROGRAMS_A_PROCESSOR = 2
 """Walks side by side."""
@@ -202,8 +202,7 @@ def forward(
             scale, *strides(x), *strides(B), *strides(C), *strides(z),
             DIRECTIONS=directions, REVERSE=reverse and directions == 1, HAS_D=D is not None, HAS_Z=z is not None,
             HAS_LENGTHS=lengths is not None, HAS_STATES=states.numel() > 0, KEEP=keep, DOT=dot, PRECISION=precision,
-            EXACT=exact, HEADS=cut.heads_a_program, **cut.tile, **OUTPUT_LAUNCH[directions],
-            num_stages=OUTPUT_STAGES[directions] if cut.BN <= 64 else 1,
+            EXACT=exact, HEADS=cut.heads_a_program, **cut.tile, **OUTPUT_LAUNCH, maxnreg=OUTPUT_REGISTERS[directions],
         )  # fmt: skip
     if not keep:
         steps, states = steps.new_empty(0), x.new_empty(0)
