@@ -217,7 +217,8 @@ def test_segments_of_an_order_equal_definition(kind, monkeypatch):
 
     monkeypatch.setattr(selective_scan_triton, "FEWEST_BLOCKS", 1)
     monkeypatch.setattr(selective_scan_triton, "processors", lambda device: 100)
-    tensors, order = order_inputs(kind, 36, groups=1), order_of(kind, 36)
+    length = 36 if kind == "each" else 36 * DIRECTIONS
+    tensors, order = order_inputs(kind, length, groups=1), order_of(kind, length)
     plan = selective_scan_triton.plan(tensors["x"], tensors["dt"], tensors["B"], DIRECTIONS, order)
     assert plan.segments > 2
     assert_equal_definition(selective_scan, tensors, order=order, return_state=True)

@@ -319,11 +319,12 @@ def segment_kernel(
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, HAS_ORDER: tl.constexpr, SHARED: tl.constexpr, BACKWARD: tl.constexpr,
     T: tl.constexpr, OFFSET: tl.constexpr, BN: tl.constexpr, R: tl.constexpr, W: tl.constexpr, WHOLE: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """What each segment adds to the state, and its summed step sizes. BACKWARD: for the state's gradient, with v the
-    gradient of y and K = C, from the segment's last step to its first."""
-    segment = tl.program_id(1)
+    """What each part of a segment adds to the state, and its summed step sizes; a `segment` is such a part here.
+    BACKWARD: for the state's gradient, with v the gradient of y and K = C, from the part's last step to its first, and
+    the first segment, which is walked last, is left out."""
+    segment = tl.program_id(1) + (PARTS if BACKWARD else 0)
     direction, b, group, tile, d, real, reverse = place(
         tl.program_id(0), batch, width, tiles_a_group, width_a_group, REVERSE, R, W, WHOLE
     )
@@ -377,10 +378,11 @@ def segment_kernel(
 
 @triton.jit(do_not_specialize=["batch", "segments"])
 def pass_kernel(
-    local, whole_dt, A, start, last, batch, width, N, segments,
-    HAS_START: tl.constexpr, BACKWARD: tl.constexpr, RETURN_LAST: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    local, whole_dt, A, start, entering, batch, width, N, segments,
+    HAS_START: tl.constexpr, BACKWARD: tl.constexpr, PARTS: tl.constexpr, AHEAD: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr,
 ):  # fmt: skip
-    """Replace what each segment adds by the state that enters it, in place, one segment after the other."""
+    """The state that enters each segment, from what the PARTS of those before it add, one after the other."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     n = tl.arange(0, BN)
@@ -392,15 +394,27 @@ def pass_kernel(
     h = tl.zeros((BN, BD), dtype=tl.float32)
     if HAS_START:
         h = tl.load(start + row * N * width + offsets, mask=mask, other=0.0).to(tl.float32)
-    for i in range(segments):
-        index = row * segments + (segments - 1 - i if BACKWARD else i)
-        pointers = local + index * N * width + offsets
-        added = tl.load(pointers, mask=mask, other=0.0)
-        decay = tl.exp2(tl.load(whole_dt + index * width + d, mask=real, other=0.0)[None, :] * rate)
-        tl.store(pointers, h, mask=mask)
-        h = h * decay + added
-    if RETURN_LAST:
-        tl.store(last + row * N * width + offsets, h, mask=mask)
+    for first in range(0, segments, AHEAD):
+        # all loads first: one wait
+        gains = ()
+        steps = ()
+        for i in tl.static_range(AHEAD * PARTS):
+            k = first + i // PARTS
+            segment = segments - 1 - k if BACKWARD else k
+            part = PARTS - 1 - i % PARTS if BACKWARD else i % PARTS
+            index = (row * segments + segment) * PARTS + part
+            # the last one adds to nothing
+            needed = real & (d < tl.where(k < segments - 1, width, 0))
+            there = (n < N)[:, None] & needed[None, :]
+            gains = gains + (tl.load(local + index * N * width + offsets, mask=there, other=0.0),)
+            steps = steps + (tl.load(whole_dt + index * width + d, mask=needed, other=0.0),)
+        for i in tl.static_range(AHEAD):
+            k = first + i
+            segment = segments - 1 - k if BACKWARD else k
+            inside = (n < N)[:, None] & (d < tl.where(k < segments, width, 0))[None, :]
+            tl.store(entering + (row * segments + segment) * N * width + offsets, h, mask=inside)
+            for part in tl.static_range(PARTS):
+                h = h * tl.exp2(steps[i * PARTS + part][None, :] * rate) + gains[i * PARTS + part]
 
 
 @triton.jit

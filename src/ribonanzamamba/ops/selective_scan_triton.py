@@ -21,6 +21,9 @@ FORWARD_NUMBERS, BACKWARD_NUMBERS = 8, 8
 """State numbers a thread, where the state is large enough: the backward pass needs some ten registers for each."""
 FEWEST_BLOCKS = 8
 """Blocks a segment: shorter ones spend more on finding the state that enters them than they gain."""
+PARTS_A_SEGMENT, PASS_AHEAD = 2, 4
+"""Of what finds what segments add, which fills the GPU with shorter walks of all but one segment; and segments whose
+additions are loaded at once."""
 PROGRAMS_A_PROCESSOR = 8
 """One warp each: two for each of a multiprocessor's schedulers, so that one's waiting is hidden by the other."""
 FORWARD_STAGES, BACKWARD_STAGES = 4, 3
@@ -73,12 +76,13 @@ class Plan:
 
     @functools.cached_property
     def entering(self) -> "Plan":
-        """The pass that finds what each segment adds to the state, of y or of its gradient."""
+        """The pass that finds what each segment but the last adds to the state, of y or of its gradient: of parts."""
         R, W = forward_tile(self.state)
         tiles, blocks = cdiv(self.width // self.groups, R * W), cdiv(self.steps, FORWARD_STEPS)
-        blocks_a_segment = self.blocks_a_segment * self.T // FORWARD_STEPS
+        blocks_a_part = self.blocks_a_segment * self.T // (FORWARD_STEPS * PARTS_A_SEGMENT)
         return dataclasses.replace(
-            self, T=FORWARD_STEPS, R=R, W=W, tiles_a_group=tiles, blocks=blocks, blocks_a_segment=blocks_a_segment
+            self, T=FORWARD_STEPS, R=R, W=W, tiles_a_group=tiles, blocks=blocks,
+            segments=self.segments * PARTS_A_SEGMENT, blocks_a_segment=blocks_a_part,
         )  # fmt: skip
 
     @functools.cached_property
@@ -128,7 +132,8 @@ def planned(
     segments = max(1, min(wanted, blocks // FEWEST_BLOCKS))
     blocks_a_segment = cdiv(blocks, segments)
     # whole blocks of `Plan.entering`
-    blocks_a_segment = cdiv(blocks_a_segment, FORWARD_STEPS // T) * (FORWARD_STEPS // T)
+    whole = FORWARD_STEPS // T * PARTS_A_SEGMENT
+    blocks_a_segment = cdiv(blocks_a_segment, whole) * whole
     segments = cdiv(blocks, blocks_a_segment)
     return Plan(
         batch, length, width, state, steps, groups, directions, parts, T, BN, R, W, tiles_a_group, blocks, segments,
@@ -196,7 +201,7 @@ def forward(
     with device_of(x):
         if cut.segments > 1:
             entering = entering_states(
-                x, dt, A, B, None, bias, lengths, order, start, softplus, reverse, 1.0, cut.entering, False
+                x, dt, A, B, None, bias, lengths, order, start, softplus, reverse, 1.0, cut, False
             )  # fmt: skip
         kernels().forward_kernel[cut.grid](
             x, dt, A, B, C, None if both else D, None if both else z, bias, lengths, order, entering, y, ungated, last,
@@ -236,21 +241,26 @@ def entering_states(
     v: Tensor, dt: Tensor, A: Tensor, K: Tensor, z: Tensor | None, bias: Tensor | None, lengths: Tensor | None,
     order: Tensor | None, start: Tensor | None, softplus: bool, reverse: bool, scale: float, cut: Plan, backward: bool,
 ) -> Tensor:  # fmt: skip
-    """The state that enters each segment (rows, segments, n, d); `backward`: its gradient, from the other end."""
-    local = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=torch.float32)
-    whole = v.new_empty((cut.rows, cut.segments, cut.width), dtype=torch.float32)
-    kernels().segment_kernel[cut.grid](
-        v, dt, A, K, z, bias, lengths, order, local, whole, *cut.sizes, scale,
+    """The state that enters each segment (rows, segments, n, d) of the pass with this plan; `backward`: its gradient,
+    from the other end."""
+    parts, wide = cut.entering, torch.float32
+    local = v.new_empty((cut.rows, parts.segments, cut.state, cut.width), dtype=wide)
+    whole = v.new_empty((cut.rows, parts.segments, cut.width), dtype=wide)
+    entering = v.new_empty((cut.rows, cut.segments, cut.state, cut.width), dtype=wide)
+    programs, _ = parts.grid
+    kernels().segment_kernel[(programs, parts.segments - PARTS_A_SEGMENT)](
+        v, dt, A, K, z, bias, lengths, order, local, whole, *parts.sizes, scale,
         *strides(v), *strides(dt), *K.stride()[:3], *strides(z),
         REVERSE=reverse, SOFTPLUS=softplus, HAS_Z=z is not None, HAS_BIAS=bias is not None,
         HAS_LENGTHS=lengths is not None, BACKWARD=backward, OFFSET=offset_type(cut.length, *apart(v, dt, K, z)),
-        STAGES=FORWARD_STAGES, **cut.order(order), **cut.tile,
+        PARTS=PARTS_A_SEGMENT, STAGES=FORWARD_STAGES, **cut.order(order), **parts.tile,
     )  # fmt: skip
     kernels().pass_kernel[(cut.rows, cdiv(cut.width, 32))](
-        local, whole, A, start, None, cut.batch, cut.width, cut.state, cut.segments,
-        HAS_START=start is not None, BACKWARD=backward, RETURN_LAST=False, BN=cut.BN, BD=32, num_warps=1,
+        local, whole, A, start, entering, cut.batch, cut.width, cut.state, cut.segments,
+        HAS_START=start is not None, BACKWARD=backward, PARTS=PARTS_A_SEGMENT, AHEAD=PASS_AHEAD, BN=cut.BN, BD=32,
+        num_warps=1,
     )  # fmt: skip
-    return local
+    return entering
 
 
 def backward(
@@ -277,7 +287,7 @@ def backward(
         entering = dlast
         if cut.segments > 1:
             entering = entering_states(
-                dy, dt, A, C, z, bias, lengths, order, dlast, softplus, reverse, scale, cut.entering, True
+                dy, dt, A, C, z, bias, lengths, order, dlast, softplus, reverse, scale, cut, True
             )  # fmt: skip
         kernels().backward_kernel[cut.grid](
             x, dt, A, B, C, D, z, bias, lengths, order, states, ungated, dy, entering,
