@@ -544,6 +544,9 @@ def gradient_kernel(
             dh = load_state(dstates, chunk, n + none, N, p, P, present, WHOLE, DOT, True)
             if DIRECTIONS == 2:
                 other_dh = load_state(dstates, other_chunk, n + none, N, p, P, present, WHOLE, DOT, True)
+        skip = 0.0
+        if HAS_D:
+            skip = tl.load(D + head).to(tl.float32)
         decay = left_between(sums, other_sums, q[:, None], q[None, :], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = products * decay
         dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)
@@ -552,22 +555,21 @@ def gradient_kernel(
         # of two directions, masks are cheaper to keep than to make again
         diagonal = (again if DIRECTIONS == 1 else q)[:, None] == q[None, :]
         along = tl.sum(tl.where(diagonal, dscores, 0.0), 1)
-        skip = tl.zeros((Q,), dtype=tl.float32)
-        if HAS_D:
-            skip += tl.load(D + head).to(tl.float32)
         inner = scores * dscores
-        taken_of = inner
         if DIRECTIONS == 2:
             taken_of = tl.where(onward, inner, 0.0)
             other_taken_of = tl.where(onward, 0.0, inner)
-        direct = tl.sum(taken_of, 1)
+            # of both at once, here and below
+            direct, other_given = tl.split(tl.sum(tl.join(taken_of, other_taken_of), 1))
+        else:
+            taken_of = inner
+            direct = tl.sum(taken_of, 1)
         given = direct
         if EXACT:
             # the diagonal enters and leaves the log decays with opposite signs; where its digits count, left out
             taken_of = tl.where(diagonal, 0.0, taken_of)
             given = tl.sum(taken_of, 1)
         if DIRECTIONS == 2:
-            # sums over what other warps have, of both at once
             taken, other_taken = tl.split(tl.sum(tl.join(taken_of, other_taken_of), 0))
         else:
             taken = tl.sum(taken_of, 0)
@@ -580,18 +582,19 @@ def gradient_kernel(
         to_step = dsteps + (tile * part + chunk * Q) * 4
         store_four(to_step, again if DIRECTIONS == 1 else q, direct, at_end, balance, along)
         if DIRECTIONS == 2:
-            given = tl.sum(other_taken_of, 1)
-            direct = given / tl.maximum(other_d, LEAST_STEP) + on_diagonal * along
-            balance = other_taken - given
+            direct = other_given / tl.maximum(other_d, LEAST_STEP) + on_diagonal * along
+            balance = other_taken - other_given
             at_end = tl.zeros((Q,), dtype=tl.float32)
             if HAS_DSTATES:
                 dX, at_end = add_flow_to_end(dX, X, other_B, other_dh, other_d, other_to_end, PRECISION)
                 direct += at_end
             to_step = dsteps + (tile * part + other_chunk * Q) * 4
             store_four(to_step, q, direct, at_end, balance, tl.zeros((Q,), dtype=tl.float32))
-            skip += on_diagonal * other_d
             sum_on_diagonal += along * other_d * scale
-        dX += skip[:, None] * G.to(tl.float32)
+        if DIRECTIONS == 2:
+            dX += (skip + on_diagonal * other_d)[:, None] * G.to(tl.float32)
+        elif HAS_D:
+            dX += skip * G.to(tl.float32)
         store_tile(dx + head * P, dx_l, again, inside, p, P, dX, WHOLE, False)
     programs = turns * tiles
     to = dproducts + ((b * chunks + c) * programs + program % programs) * Q * Q + (q[:, None] * Q + q[None, :])
