@@ -195,11 +195,14 @@ def load_state(states, row, n, N, p, P, present, WHOLE: tl.constexpr, DOT: tl.co
 
 
 @triton.jit
-def store_state(pointer, n, N, p, P, value, WHOLE: tl.constexpr):
+def store_state(pointer, n, N, p, P, value, WHOLE: tl.constexpr, KEPT: tl.constexpr = True):
+    """The opposite of `load_state`."""
+    policy: tl.constexpr = "" if KEPT else "evict_first"
+    pointers = pointer + n[:, None] * P + p[None, :]
     if WHOLE:
-        tl.store(pointer + n[:, None] * P + p[None, :], value)
+        tl.store(pointers, value, eviction_policy=policy)
     else:
-        tl.store(pointer + n[:, None] * P + p[None, :], value, mask=(n < N)[:, None] & (p < P)[None, :])
+        tl.store(pointers, value, mask=(n < N)[:, None] & (p < P)[None, :], eviction_policy=policy)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -208,12 +211,12 @@ def state_kernel(
     batch, L, heads, P, N, tiles, heads_a_group, chunks_a_segment, segments, chunks, scale,
     v_b, v_l, v_h, K_b, K_l, K_g,
     REVERSE: tl.constexpr, HAS_LENGTHS: tl.constexpr, HAS_START: tl.constexpr,
-    BACKWARD: tl.constexpr, KEEP: tl.constexpr, RETURN_AFTER: tl.constexpr,
+    BACKWARD: tl.constexpr, KEEP: tl.constexpr, IN_CACHE: tl.constexpr, RETURN_AFTER: tl.constexpr,
     Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """KEEP: the state that enters each chunk. RETURN_AFTER: that after the segment, and `left`, if given, the base-2
-    log of what is then left of the state that entered it.
+    """KEEP: the state that enters each chunk, IN_CACHE or to leave it first. RETURN_AFTER: that after the segment,
+    and `left`, if given, the base-2 log of what is then left of the state that entered it.
 
     Forward v is x and K is B; BACKWARD v is the gradient of y and K is C, and the state is its gradient, which travels
     against the direction: what enters a chunk is the gradient of the state that leaves it.
@@ -252,7 +255,7 @@ def state_kernel(
         at = (c * Q).to(tl.int64)
         ok = q < length - c * Q
         if KEEP:
-            store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE)
+            store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE, IN_CACHE)
         V = load_tile(v + at * v_l, v_l, q, ok, p, P, WHOLE)
         K_c = load_tile(K + at * K_l, K_l, q, ok, n, N, WHOLE)
         whole_coarse, whole_fine = load_sums(steps + at, part, last, EXACT)

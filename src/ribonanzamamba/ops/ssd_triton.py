@@ -24,6 +24,8 @@ LARGEST_STATE_TILE = 64 * 64
 """Numbers of the state that one program of the backward pass takes where chunks are short."""
 STATE_STAGES, NARROW_STATE_STAGES = 3, 4
 """Of loads in a walk, and in a narrow one, which takes less shared memory and has less to do while it waits."""
+CACHED_STATES = 24 * 2**20
+"""Bytes of states that a walk leaves in the cache (50 MB on an H100). More would drive out what is read on the way."""
 OUTPUT_LAUNCH, OUTPUT_REGISTERS = {"num_warps": 4, "num_stages": 1}, {1: 128, 2: 255}
 """By directions: four programs a multiprocessor of one head each, and two of several."""
 GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
@@ -249,8 +251,8 @@ def entering_states(
             cut.batch, cut.length, cut.heads, cut.width, cut.state, cut.walk_tiles, cut.heads // cut.groups,
             cut.chunks_a_segment, cut.segments, cut.chunks, scale, *strides(v), *strides(K),
             REVERSE=reverse, HAS_LENGTHS=lengths is not None, HAS_START=start is not None, BACKWARD=backward,
-            KEEP=keep, RETURN_AFTER=after is not None, DOT=dot, PRECISION=precision, EXACT=exact,
-            **cut.walk_tile, num_warps=4, num_stages=stages,
+            KEEP=keep, IN_CACHE=states.nbytes <= CACHED_STATES, RETURN_AFTER=after is not None,
+            DOT=dot, PRECISION=precision, EXACT=exact, **cut.walk_tile, num_warps=4, num_stages=stages,
         )  # fmt: skip
 
     if cut.segments > 1:
