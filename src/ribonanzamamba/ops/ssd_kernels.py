@@ -622,8 +622,8 @@ def matrix_gradient_kernel(
     """dB and dC of one direction, of one chunk of HEADS heads of a group (or of a tile of their width).
 
     dB, dC: rows (direction, group, program of the group, n), dB_l and dC_l numbers apart. taken: (tile, direction, b,
-    h, chunk, Q): what steps take of the state that enters. kept: (tile, direction, b, h, chunk): what the chunk keeps
-    of it.
+    h, chunk, Q): what steps take of the state that enters. kept: (tile, direction, b, h, chunk, BN): what the chunk
+    keeps of each row of it.
     """
     # directions that read the same side by side, and first what `gradient_kernel` read last
     program = tl.program_id(0) // DIRECTIONS
@@ -663,8 +663,8 @@ def matrix_gradient_kernel(
                 dC_c += gained
                 tl.store(taken + tile * part + chunk * Q + q, tl.sum(gained * C_c.to(tl.float32), 1))
             if HAS_STATES and HAS_DSTATES:
-                of_chunk = tl.sum(tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1), 0)
-                tl.store(kept + tile * (part // Q) + chunk, of_chunk * of_whole)
+                of_chunk = tl.sum(h.to(tl.float32) * dh.to(tl.float32), 1)
+                tl.store(kept + (tile * (part // Q) + chunk) * BN + n, of_chunk * of_whole)
     partials = heads_a_group // HEADS * tiles
     column = (group * partials + (first_head % heads_a_group) // HEADS * tiles + tile) * N
     store_tile(dB + (b * L + at) * dB_l + column, dB_l, q, inside, n, N, dB_c, WHOLE)
@@ -722,7 +722,8 @@ def step_gradient_kernel(
     dt, A, bias, lengths, steps, dsteps, taken, kept, ddt, sums,
     batch, L, heads, tiles, chunks, dt_b, dt_l, dt_h, ddt_l,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr, Q: tl.constexpr, CHUNKS: tl.constexpr,
+    HAS_STATES: tl.constexpr, HAS_DSTATES: tl.constexpr,
+    Q: tl.constexpr, BN: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
     """ddt, rows (direction h) ddt_l numbers apart, and sums (3, direction, h, b, chunk), the gradients of A,
     dt_bias and D."""
@@ -751,7 +752,9 @@ def step_gradient_kernel(
         if HAS_STATES:
             summed += tl.load(taken + tile * part + of_step, mask=inside, other=0.0)
         if HAS_STATES and HAS_DSTATES:
-            whole += tl.load(kept + (tile * rows + row) * chunks + c, mask=c < chunks, other=0.0)
+            n = tl.arange(0, BN)
+            of_state = ((tile * rows + row) * chunks + c)[:, None] * BN + n[None, :]
+            whole += tl.sum(tl.load(kept + of_state, mask=(c < chunks)[:, None] & (n >= 0)[None, :], other=0.0), 1)
     # the log decay of a step is in the sums of all that the direction takes from it on in its chunk, and decays what
     # entered before it and is left at the end: a sum of its own, small beside that of all
     dlog = summed_up(summed, (direction if not REVERSE else 1) == 0) + whole[:, None]

@@ -335,7 +335,7 @@ def backward_into(
     dproducts = x.new_empty((directions, cut.batch, cut.chunks, cut.programs_a_chunk, cut.Q, cut.Q))
     dsteps = steps.new_empty((cut.tiles, cut.rows, cut.chunks, cut.Q, 4))
     taken = steps.new_empty((cut.tiles, cut.rows, cut.chunks, cut.Q))
-    kept = steps.new_empty((cut.tiles, cut.rows, cut.chunks))
+    kept = steps.new_empty((cut.tiles, cut.rows, cut.chunks, cut.BN))
     sums = steps.new_empty((3, directions, cut.heads, cut.batch, cut.chunks))
     totals = steps.new_empty((3, directions, cut.heads))
     dot, precision = dot_type(x.dtype)
@@ -367,7 +367,7 @@ def backward_into(
             dt, A, bias, lengths, steps, dsteps, taken, kept, ddt, sums,
             cut.batch, cut.length, cut.heads, cut.tiles, cut.chunks, *strides(dt), apart(ddt),
             REVERSE=reverse, SOFTPLUS=softplus, HAS_BIAS=bias is not None, HAS_LENGTHS=lengths is not None,
-            Q=cut.Q, CHUNKS=cut.chunks_a_program, num_warps=4, **entered,
+            Q=cut.Q, BN=cut.BN, CHUNKS=cut.chunks_a_program, num_warps=4, **entered,
         )  # fmt: skip
         summed = positions * groups if partials > 1 else 0
         kernels().sum_kernel[(2 * cdiv(summed, SUM_ROWS) + totals.numel(),)](
