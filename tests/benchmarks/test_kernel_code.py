@@ -30,6 +30,8 @@ OPERATORS = {
 BACKWARD_LOOP = 800
 """Instructions of the backward kernel of `selective_scan` at most: 720 with Triton 3.6, 729 with 3.9. Where a layout
 changes once more than it should they are 1,100."""
+SHARED_OF_A_PROGRAM = 99 * 1024
+"""Bytes that a program can have at most where the compute capability is 8.6, 8.9 or 12.0."""
 MOST_SPILLED = 64
 """Bytes of a thread of `selective_scan`, whose programs take all registers of a multiprocessor: 8 (3.6) or 48 (3.9)."""
 
@@ -60,6 +62,13 @@ def test_every_kernel_compiles_for_a_gpu():
     assert [0 < line["loop"] <= BACKWARD_LOOP for line in backward] == [True]
     # Triton 3.9 asks everybody who does not say it whether products and sums are fused
     assert "FP_FUSION" not in said
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_both_directions_fit_gpus_with_less_shared_memory(dtype):
+    lines, _ = compiled("--dtype", dtype, "--arch", "89", "--only", "convolved_bidirectional_ssd")
+    assert {"output_kernel", "gradient_kernel", "matrix_gradient_kernel"} <= {line["kernel"] for line in lines}
+    assert [line for line in lines if line["shared_bytes"] > SHARED_OF_A_PROGRAM] == []
 
 
 def test_other_types_compile():

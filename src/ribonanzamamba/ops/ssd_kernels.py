@@ -424,6 +424,8 @@ def output_kernel(
         other_products = tl.dot(other_C, tl.trans(other_B), input_precision=PRECISION)
         on_diagonal = tl.sum(tl.where(q[:, None] == q[None, :], other_products, 0.0), 1) * scale
         products = tl.where(q[:, None] >= q[None, :], products, other_products)
+        # no product needs these, so that the compiler would not load them ahead
+        next_other_d = tl.load(steps + ((one_direction + b * heads + first_head) * chunks + c) * Q + q)
     for turn in tl.range(HEADS, disable_licm=True):
         head = first_head + turn
         row = b * heads + head
@@ -443,7 +445,8 @@ def output_kernel(
         if HAS_D:
             skip = tl.load(D + head).to(tl.float32)
         if DIRECTIONS == 2:
-            other_d = tl.load(other + q)
+            other_d = next_other_d
+            next_other_d = tl.load(other + tl.where(turn + 1 < HEADS, chunks * Q, 0) + q)
         decay = left_between(sums, other_sums, q[None, :], q[:, None], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = (products * decay).to(DOT)
         out = tl.zeros((Q, BP), dtype=tl.float32)
@@ -541,15 +544,15 @@ def gradient_kernel(
         d, _, to_end, _ = chunk_decays(own, part, q, 0 if REVERSE else Q - 1, EXACT)
         if DIRECTIONS == 2:
             other_d, _, other_to_end, _ = chunk_decays(other, part, q, 0, EXACT)
+        skip = 0.0
+        if HAS_D:
+            skip = tl.load(D + head).to(tl.float32)
         X = load_tile(x + head * x_h, x_l, again, ok, p, P, WHOLE).to(DOT)
         G = load_tile(dy + head * dy_h, dy_l, again, ok, p, P, WHOLE).to(DOT)
         if HAS_DSTATES:
             dh = load_state(dstates, chunk, n + none, N, p, P, present, WHOLE, DOT, True)
             if DIRECTIONS == 2:
                 other_dh = load_state(dstates, other_chunk, n + none, N, p, P, present, WHOLE, DOT, True)
-        skip = 0.0
-        if HAS_D:
-            skip = tl.load(D + head).to(tl.float32)
         decay = left_between(sums, other_sums, q[:, None], q[None, :], log_scale, DIRECTIONS, REVERSE, EXACT)
         scores = products * decay
         dscores = tl.dot(X, tl.trans(G), input_precision=PRECISION)

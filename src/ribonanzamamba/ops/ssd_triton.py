@@ -26,12 +26,13 @@ STATE_STAGES, NARROW_STATE_STAGES = 3, 4
 """Of loads in a walk, and in a narrow one, which takes less shared memory and has less to do while it waits."""
 CACHED_STATES = 24 * 2**20
 """Bytes of states that a walk leaves in the cache (50 MB on an H100). More would drive out what is read on the way."""
-OUTPUT_LAUNCH, OUTPUT_REGISTERS = {"num_warps": 4, "num_stages": 1}, {1: 128, 2: 255}
+OUTPUT_REGISTERS = {1: 128, 2: 255}
 """By directions: four programs a multiprocessor of one head each, and two of several."""
 GRADIENT_LAUNCH = {"num_warps": 4, "maxnreg": 255}
 """Left to itself, the assembler can choose 32 registers (Triton 3.6)."""
-GRADIENT_STAGES = 3
-"""Of loads, for states of up to 64 numbers: more take the shared memory of GPUs other than Hopper."""
+HEAD_STAGES, WIDE_HEAD_STAGES = 3, 2
+"""Of loads, where a program takes one head after the other and states have up to 64 numbers, of 16 and of 32 bits: more
+take the shared memory of GPUs other than Hopper, 99 KiB of a program."""
 MATRIX_GRADIENT_LAUNCH = {"num_stages": 1, "maxnreg": 255}
 """It waits for memory with any number of stages."""
 STEPS_A_PROGRAM = 256
@@ -106,6 +107,12 @@ class Plan:
     def programs_a_chunk(self) -> int:
         """Of what takes chunks by themselves, for each row of the batch."""
         return self.heads // self.heads_a_program * self.tiles
+
+    def head_stages(self, dtype: torch.dtype) -> int:
+        """Of loads of what takes heads of one chunk in turns."""
+        if self.BN > 64:
+            return 1
+        return WIDE_HEAD_STAGES if dtype == torch.float32 else HEAD_STAGES
 
     @functools.cached_property
     def chunks_a_program(self) -> int:
@@ -204,7 +211,8 @@ def forward(
             scale, *strides(x), *strides(B), *strides(C), *strides(z),
             DIRECTIONS=directions, REVERSE=reverse and directions == 1, HAS_D=D is not None, HAS_Z=z is not None,
             HAS_LENGTHS=lengths is not None, HAS_STATES=states.numel() > 0, KEEP=keep, DOT=dot, PRECISION=precision,
-            EXACT=exact, HEADS=cut.heads_a_program, **cut.tile, **OUTPUT_LAUNCH, maxnreg=OUTPUT_REGISTERS[directions],
+            EXACT=exact, HEADS=cut.heads_a_program, **cut.tile, num_warps=4, num_stages=cut.head_stages(x.dtype),
+            maxnreg=OUTPUT_REGISTERS[directions],
         )  # fmt: skip
     if not keep:
         steps, states = steps.new_empty(0), x.new_empty(0)
@@ -356,7 +364,7 @@ def backward_into(
         kernels().gradient_kernel[(cut.batch * cut.programs_a_chunk, cut.chunks)](
             x, B, C, D, lengths, steps, dstates, G, dx, dproducts, dsteps, *sizes, *apart_by, apart(dx),
             HAS_D=D is not None, HAS_DSTATES=entered["HAS_DSTATES"], **options, **GRADIENT_LAUNCH,
-            num_stages=GRADIENT_STAGES if cut.BN <= 64 else 1,
+            num_stages=cut.head_stages(x.dtype),
         )  # fmt: skip
         kernels().matrix_gradient_kernel[(cut.batch * cut.programs_a_chunk * directions, cut.chunks)](
             x, B, C, lengths, steps, states, dstates, G, dproducts, to_B, to_C, taken, kept,
