@@ -1,6 +1,6 @@
 """GPU time and memory of the recurrences and of whole bidirectional layers, ours beside mamba_ssm where it imports.
 
-    python benchmarks/scan_gpu.py [--only NAME] [--shapes 32x128,32x512] [--repeats 30] [--out FILE]
+    python benchmarks/scan_gpu.py [--only NAME] [--no-gate] [--shapes 32x128,32x512] [--repeats 30] [--out FILE]
 
 A table on standard output, one JSON line a measurement into --out (hardware, versions, commit in each). bfloat16
 activations and float32 parameters, d_inner 512, random data; each form reads its own layout, so that no transposition
@@ -11,9 +11,10 @@ is timed; mamba_ssm's two directions are two calls and flips, as its users write
     10 - 90 %   of the repeats
     graph ms    the same of a replayed CUDA graph: the GPU alone, no host
     MiB         most memory allocated during the call beyond the inputs
-    / ours      ms over ours
-    / floor     ms over the time to read every input and write every output once, at the copy bandwidth measured first;
-                a backward pass reads the inputs again, with the gradient, and writes theirs
+    / ours      ms over ours, and the same of graph ms; of both directions, over one of ours on a line of its own
+    / floor     graph ms (ms, if there is no graph) over the time to read every input and write every output once, at
+                the copy bandwidth measured first; a backward pass reads the inputs again, with the gradient, and writes
+                theirs
     difference  from ours in outputs and gradients: largest norm of the difference over the norm of ours
 
 forward runs without gradients, "forward+backward" to the gradient of every input or, of a layer, one training step
@@ -45,6 +46,8 @@ from ribonanzamamba import ops
 from ribonanzamamba.layers import BiMamba
 
 PASSES = ("forward", "forward+backward")
+GATED = " with z"
+"""In the name of an operator."""
 SHAPES = ((32, 128), (32, 512), (8, 2048), (2, 8192))
 """Batch and length, 16,384 positions or fewer in each."""
 SHORT = (20_000, 12)
@@ -200,7 +203,7 @@ def operator_cases(shapes: tuple[tuple[int, int], ...], short: bool) -> Iterator
         }
         if (batch, length) == PLAIN_AT and not gate:
             builders[plain[operator]] = lambda o=operator, t=tensors, n=directions: ours(o, t, n, plain[o])
-        name = ("bidirectional " if directions == 2 else "") + operator + (" with z" if gate else "")
+        name = ("bidirectional " if directions == 2 else "") + operator + (GATED if gate else "")
         yield Case(name, batch, length, builders, bytes_moved(tensors))
 
 
@@ -341,7 +344,7 @@ def difference(form: Form, got: dict[str, Tensor], expected: dict[str, Tensor]) 
 def measure_case(case: Case, repeats: int, bandwidth: float, scrub: Tensor) -> Iterator[dict]:
     """One line a form and pass; ours comes first and the others are set beside it."""
     reference: dict[str, dict[str, Tensor]] = {}
-    ours_ms: dict[str, float] = {}
+    ours: dict[str, dict] = {}
     for key, build in case.builders.items():
         base = {"operator": case.operator, "shape": f"{case.batch}x{case.length}"}
         try:
@@ -352,7 +355,7 @@ def measure_case(case: Case, repeats: int, bandwidth: float, scrub: Tensor) -> I
         for passes in PASSES:
             line = base | {"form": form.name, "passes": passes}
             try:
-                yield line | measured(case, form, passes, repeats, bandwidth, scrub, reference, ours_ms, key == "ours")
+                yield line | measured(case, form, passes, repeats, bandwidth, scrub, reference, ours, key == "ours")
             except Exception as error:
                 traceback.print_exc(file=sys.stderr)
                 yield line | {"status": describe(error)}
@@ -368,10 +371,10 @@ def measured(
     bandwidth: float,
     scrub: Tensor,
     reference: dict[str, dict[str, Tensor]],
-    ours_ms: dict[str, float],
+    ours: dict[str, dict],
     is_ours: bool,
 ) -> dict:
-    """What is measured of one form; ours leaves its results in `reference` and `ours_ms`."""
+    """What is measured of one form; ours leaves its results in `reference` and its line in `ours`."""
     step = step_of(form, passes)
     # kernels are compiled and chosen here
     result = step()
@@ -392,13 +395,19 @@ def measured(
     if why_not is not None:
         line["no_graph"] = why_not
     if is_ours:
-        ours_ms[passes] = median
-    elif passes in ours_ms:
-        line["times_ours"] = median / ours_ms[passes]
+        ours[passes] = line
+    elif passes in ours:
+        line |= times("ours", line, ours[passes])
     if case.bytes:
         floor = 1e3 * case.bytes[passes] / bandwidth
-        line |= {"floor_ms": floor, "times_floor": median / floor}
+        line |= {"floor_ms": floor, "times_floor": (graph or median) / floor}
     return line
+
+
+def times(name: str, line: dict, other: dict) -> dict[str, float]:
+    """How many times the milliseconds of another line, called and of graphs."""
+    keys = {"ms": f"times_{name}", "graph_ms": f"graph_times_{name}"}
+    return {ratio: line[key] / other[key] for key, ratio in keys.items() if line.get(key) and other.get(key)}
 
 
 def describe(error: Exception) -> str:
@@ -477,7 +486,8 @@ def show(line: dict) -> str:
     spread = "{:.3f} - {:.3f}".format(*line["ms_10_90"])
     return (
         head + cell("ms", ".3f", 9) + f"{spread:>18}" + cell("graph_ms", ".3f", 10) + cell("peak_mib", ".0f", 8)
-        + cell("times_ours", ".2f", 8) + cell("times_floor", ".1f", 9) + cell("difference", ".0e", 12)
+        + cell("times_ours", ".2f", 8) + cell("graph_times_ours", ".2f", 8) + cell("times_floor", ".1f", 9)
+        + cell("difference", ".0e", 12)
         + ("" if line["status"] == "ok" else f"  {line['status']}")
     )  # fmt: skip
 
@@ -485,6 +495,7 @@ def show(line: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="only operators whose name contains this")
+    parser.add_argument("--no-gate", action="store_true", help="no operators with z, for which mamba_ssm tunes again")
     parser.add_argument("--shapes", default="", help="batch x length, with commas; all by default")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path, help="file of JSON lines, added to")
@@ -507,7 +518,7 @@ def main() -> None:
     print(json.dumps(machine))
     print(
         f"{'operator':30}{'shape':>9}  {'passes':18}{'form':52}{'ms':>9}{'10 - 90 %':>18}{'graph ms':>10}{'MiB':>8}"
-        f"{'/ ours':>8}{'/ floor':>9}{'difference':>12}"
+        f"{'/ ours':>8}{'graph':>8}{'/ floor':>9}{'difference':>12}"
     )
 
     def report(line: dict) -> None:
@@ -516,22 +527,22 @@ def main() -> None:
             with arguments.out.open("a") as file:
                 file.write(json.dumps(line | machine) + "\n")
 
-    one_direction: dict[tuple[str, ...], float] = {}
+    one_direction: dict[tuple[str, ...], dict] = {}
     for cases in (operator_cases(shapes, short=not arguments.shapes), layer_cases(shapes)):
         for case in cases:
-            if arguments.only not in case.operator:
+            if arguments.only not in case.operator or (arguments.no_gate and GATED in case.operator):
                 continue
             for line in measure_case(case, arguments.repeats, bandwidth, scrub):
                 if line["form"] == "ours" and "ms" in line:
                     key = (case.operator.removeprefix("bidirectional "), line["shape"], line["passes"])
                     if case.operator == key[0]:
-                        one_direction[key] = line["ms"]
+                        one_direction[key] = line
                     elif key in one_direction:
-                        line["times_one_direction"] = line["ms"] / one_direction[key]
-                        report(line)
-                        print(f"{'':30}{'':>9}  {'':18}{line['times_one_direction']:.2f} times one direction")
-                        continue
+                        line |= times("one_direction", line, one_direction[key])
                 report(line)
+                if "times_one_direction" in line:
+                    ratios = "{times_one_direction:.2f} times one direction, {graph_times_one_direction:.2f} of graphs"
+                    print(f"{'':59}" + ratios.format_map({"graph_times_one_direction": float("nan")} | line))
     if arguments.skip_apart:
         return
     for operator in ("selective_scan", "ssd"):
