@@ -27,6 +27,7 @@ mamba_ssm: https://github.com/state-spaces/mamba and https://github.com/Dao-AILa
 import argparse
 import functools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -541,8 +542,8 @@ def main() -> None:
                         line |= times("one_direction", line, one_direction[key])
                 report(line)
                 if "times_one_direction" in line:
-                    ratios = "{times_one_direction:.2f} times one direction, {graph_times_one_direction:.2f} of graphs"
-                    print(f"{'':59}" + ratios.format_map({"graph_times_one_direction": float("nan")} | line))
+                    graphs = line.get("graph_times_one_direction", math.nan)
+                    print(f"{'':59}{line['times_one_direction']:.2f} times one direction, {graphs:.2f} of graphs")
     if arguments.skip_apart:
         return
     for operator in ("selective_scan", "ssd"):

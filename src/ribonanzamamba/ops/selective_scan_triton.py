@@ -76,7 +76,7 @@ class Plan:
 
     @functools.cached_property
     def entering(self) -> "Plan":
-        """The pass that finds what each segment but the last adds to the state, of y or of its gradient: of parts."""
+        """The pass that finds what each segment adds to the state, of y or of its gradient: its segments are parts."""
         R, W = forward_tile(self.state)
         tiles, blocks = cdiv(self.width // self.groups, R * W), cdiv(self.steps, FORWARD_STEPS)
         blocks_a_part = self.blocks_a_segment * self.T // (FORWARD_STEPS * PARTS_A_SEGMENT)

@@ -757,7 +757,7 @@ def step_gradient_kernel(
         if HAS_STATES and HAS_DSTATES:
             n = tl.arange(0, BN)
             of_state = ((tile * rows + row) * chunks + c)[:, None] * BN + n[None, :]
-            whole += tl.sum(tl.load(kept + of_state, mask=(c < chunks)[:, None] & (n >= 0)[None, :], other=0.0), 1)
+            whole += tl.sum(tl.load(kept + of_state, mask=(c < chunks)[:, None], other=0.0), 1)
     # the log decay of a step is in the sums of all that the direction takes from it on in its chunk, and decays what
     # entered before it and is left at the end: a sum of its own, small beside that of all
     dlog = summed_up(summed, (direction if not REVERSE else 1) == 0) + whole[:, None]
