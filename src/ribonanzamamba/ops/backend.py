@@ -135,15 +135,45 @@ def as_seen(launch: Callable, operator: Callable) -> Callable:
     return operator if _assumed or torch.compiler.is_compiling() else launch
 
 
+MOST_KNOWN = 4096
+"""Launches of a kernel that are told apart before all are forgotten: batches of ever new shapes."""
+
+
 class Kernel:
     """A kernel to be launched: `kernel[grid](...)`. A product and the sum it goes into are one instruction, as the
-    kernels are written for; Triton's own default says so up to 3.9, where it warns of the change, and not from 3.10."""
+    kernels are written for; Triton's own default says so up to 3.9, where it warns of the change, and not from 3.10.
+
+    At every launch Triton finds out what the arguments ask to be compiled, which costs the host more than the launch
+    itself. Launches that look alike (options and numbers, types and alignments of tensors, the GPU) are told so once.
+    """
 
     def __init__(self, compiled):
         self.compiled = compiled
+        self.known: dict[tuple, tuple[Callable, list]] = {}
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable:
-        return functools.partial(self.compiled[grid], enable_fp_fusion=True)
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return functools.partial(self.launch, grid)
+
+    def launch(self, grid: tuple[int, ...], *arguments: Tensor | float | None, **options: object) -> None:
+        """All arguments that change from launch to launch by position; a number is always an int or always a float."""
+        looks = [*options.items(), arguments[0].get_device()]
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                # Triton assumes addresses that are multiples of 16 to be so
+                looks += argument.dtype, argument.data_ptr() % 16
+            else:
+                looks.append(argument)
+        look = tuple(looks)
+        if look in self.known:
+            kernel, constants = self.known[look]
+            kernel[(*grid, 1, 1)[:3]](*arguments, *constants)
+            return
+        kernel = self.compiled[grid](*arguments, enable_fp_fusion=True, **options)
+        if kernel is None:  # the interpreter's
+            return
+        if len(self.known) == MOST_KNOWN:
+            self.known.clear()
+        self.known[look] = kernel, [options[name] for name in self.compiled.arg_names[len(arguments) :]]
 
 
 class Kernels:
