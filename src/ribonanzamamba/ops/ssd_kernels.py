@@ -215,8 +215,8 @@ def state_kernel(
     Q: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, WHOLE: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """KEEP: the state that enters each chunk, IN_CACHE or to leave it first. RETURN_AFTER: that after the segment,
-    and `left`, if given, the base-2 log of what is then left of the state that entered it.
+    """KEEP, RETURN_AFTER, one at least: the state that enters each chunk, IN_CACHE or to leave it first; that after the
+    segment, and `left`, if given, the base-2 log of what is then left of the state that entered it.
 
     Forward v is x and K is B; BACKWARD v is the gradient of y and K is C, and the state is its gradient, which travels
     against the direction: what enters a chunk is the gradient of the state that leaves it.
@@ -250,7 +250,8 @@ def state_kernel(
     so_far = tl.zeros((), dtype=tl.float32)
     first = segment * chunks_a_segment
     stop = tl.minimum(tl.minimum(first + chunks_a_segment, chunks), (length + Q - 1) // Q)
-    for k in range(first, stop):
+    # what the last chunk adds comes after all that is kept
+    for k in range(first, stop if RETURN_AFTER else stop - 1):
         c = tl.where(down, stop - 1 - (k - first), k)
         at = (c * Q).to(tl.int64)
         ok = q < length - c * Q
@@ -273,6 +274,9 @@ def state_kernel(
         store_state(after + index * N * P, n, N, p, P, h, WHOLE)
         if left is not None:
             tl.store(left + index, so_far, mask=tile == 0)
+    elif first < stop:
+        c = tl.where(down, first, stop - 1)
+        store_state(states + (row * chunks + c) * N * P, n, N, p, P, h, WHOLE, IN_CACHE)
 
 
 @triton.jit(do_not_specialize=["segments"])
