@@ -536,7 +536,7 @@ def gradient_kernel(
         # 0, which the compiler does not know: what is made of it takes no registers from head to head
         none = (head >= heads).to(tl.int32)
         again = q + none
-        row = b * heads + head
+        row = (b + none if DIRECTIONS == 2 else b) * heads + head
         chunk = row * chunks + c
         other_chunk = chunk + one_direction.to(tl.int64) * chunks
         own, other = steps + chunk * Q, steps + other_chunk * Q
