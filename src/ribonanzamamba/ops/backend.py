@@ -156,16 +156,16 @@ class Kernel:
 
     def launch(self, grid: tuple[int, ...], *arguments: Tensor | float | None, **options: object) -> None:
         """All arguments that change from launch to launch by position; a number is always an int or always a float."""
-        looks = [*options.items(), arguments[0].get_device()]
+        traits = [*options.items(), arguments[0].get_device()]
         for argument in arguments:
             if isinstance(argument, Tensor):
                 # Triton assumes addresses that are multiples of 16 to be so
-                looks += argument.dtype, argument.data_ptr() % 16
+                traits += argument.dtype, argument.data_ptr() % 16
             else:
-                looks.append(argument)
-        look = tuple(looks)
-        if look in self.known:
-            kernel, constants = self.known[look]
+                traits.append(argument)
+        key = tuple(traits)
+        if key in self.known:
+            kernel, constants = self.known[key]
             kernel[(*grid, 1, 1)[:3]](*arguments, *constants)
             return
         kernel = self.compiled[grid](*arguments, enable_fp_fusion=True, **options)
@@ -173,7 +173,7 @@ class Kernel:
             return
         if len(self.known) == MOST_KNOWN:
             self.known.clear()
-        self.known[look] = kernel, [options[name] for name in self.compiled.arg_names[len(arguments) :]]
+        self.known[key] = kernel, [options[name] for name in self.compiled.arg_names[len(arguments) :]]
 
 
 class Kernels:
