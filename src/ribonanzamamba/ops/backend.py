@@ -169,7 +169,7 @@ class Kernel:
             kernel[(*grid, 1, 1)[:3]](*arguments, *constants)
             return
         kernel = self.compiled[grid](*arguments, enable_fp_fusion=True, **options)
-        if kernel is None:  # the interpreter's
+        if kernel is None:  # interpreted, not compiled
             return
         if len(self.known) == MOST_KNOWN:
             self.known.clear()
